@@ -1,0 +1,49 @@
+//! `pgreeve.run_batch`: what each batch did, written in the batch's own transaction.
+
+use sqlx::PgConnection;
+
+use crate::postgres::sqlstate::DatabaseError;
+use crate::values::RunId;
+
+/// One committed transaction of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The leaf table, qualified.
+    pub relation: String,
+    /// How many rows it deleted or changed.
+    pub rows: u64,
+    /// Where it began: an instant or a block number.
+    pub low: String,
+    /// Where it ended.
+    pub high: String,
+    /// How long it took until here.
+    pub milliseconds: u64,
+}
+
+/// Adds a batch to the run, within the transaction that did its work. The sequence goes on across
+/// attempts.
+pub async fn record(transaction: &mut PgConnection, run: RunId, batch: &Batch) -> Result<(), DatabaseError> {
+    sqlx::query(
+        "INSERT INTO pgreeve.run_batch (run_id, seq, relation, rows, low, high, milliseconds)
+         SELECT $1, coalesce(max(seq), 0) + 1, $2, $3, $4, $5, $6 FROM pgreeve.run_batch WHERE run_id = $1",
+    )
+    .bind(run.0)
+    .bind(&batch.relation)
+    .bind(i64::try_from(batch.rows).unwrap_or(i64::MAX))
+    .bind(&batch.low)
+    .bind(&batch.high)
+    .bind(i32::try_from(batch.milliseconds).unwrap_or(i32::MAX))
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
+/// How many rows a run's committed batches hold in all, over all attempts.
+pub async fn total(connection: &mut PgConnection, run: RunId) -> Result<u64, DatabaseError> {
+    let rows: i64 =
+        sqlx::query_scalar("SELECT coalesce(sum(rows), 0)::bigint FROM pgreeve.run_batch WHERE run_id = $1")
+            .bind(run.0)
+            .fetch_one(connection)
+            .await?;
+    Ok(rows.unsigned_abs())
+}

@@ -1,0 +1,15 @@
+//! What happened, in the database: the schema `pgreeve` and every statement on it.
+//!
+//! The ledger answers "what was due, what ran, what did it do". It does not decide what runs.
+
+pub mod attempts;
+pub mod backups;
+pub mod batches;
+pub mod leader;
+pub mod locks;
+pub mod migrate;
+pub mod policies;
+pub mod purges;
+pub mod reconcile;
+pub mod runs;
+pub mod slots;

@@ -1,0 +1,243 @@
+//! `pgreeve.run`: one row per due slot and per manual run, opened before anything happens and
+//! closed once.
+
+use jiff::Timestamp;
+use jiff_sqlx::{Timestamp as SqlTimestamp, ToSqlx};
+use serde::Serialize;
+use serde_json::Value;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use crate::job::{Kind, Outcome, Trigger};
+use crate::postgres::sqlstate::DatabaseError;
+use crate::schedule::cron::Adjusted;
+use crate::values::{JobName, RunId};
+
+/// A run that is about to be admitted.
+#[derive(Debug, Clone)]
+pub struct NewRun {
+    /// Its identity.
+    pub run: RunId,
+    /// Its job.
+    pub job: JobName,
+    /// The job's kind.
+    pub kind: Kind,
+    /// Its slot; none for a manual run.
+    pub scheduled_for: Option<Timestamp>,
+    /// The zone the slot was computed in.
+    pub timezone: String,
+    /// What a clock change did to the slot.
+    pub adjusted: Option<Adjusted>,
+    /// What started it.
+    pub trigger: Trigger,
+    /// Who asked for it.
+    pub actor: String,
+    /// The daemon or host that runs it.
+    pub instance: String,
+    /// The epoch it is admitted under.
+    pub epoch: i64,
+    /// The fingerprint of the job's settings.
+    pub policy: String,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct RunEnd {
+    /// The one terminal state.
+    pub outcome: Outcome,
+    /// Why it is not green.
+    pub reason: Option<String>,
+    /// PostgreSQL's code, where PostgreSQL refused.
+    pub sqlstate: Option<String>,
+    /// The kind's report.
+    pub report: Value,
+}
+
+impl RunEnd {
+    /// An end without a report.
+    pub fn without_report(outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            outcome,
+            reason: Some(reason.into()),
+            sqlstate: None,
+            report: Value::Object(serde_json::Map::new()),
+        }
+    }
+}
+
+/// The published run record: `history --json` and the audit log show the same fields.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunRecord {
+    /// Its identity.
+    pub run_id: RunId,
+    /// Its job.
+    pub job: String,
+    /// The job's kind.
+    pub kind: String,
+    /// The database's name in the configuration.
+    pub database: String,
+    /// Its slot; null for a manual run.
+    pub scheduled_for: Option<Timestamp>,
+    /// When its first attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When it came to its end.
+    pub finished_at: Option<Timestamp>,
+    /// How many attempts were begun.
+    pub attempt: i32,
+    /// What started it.
+    pub trigger: String,
+    /// How it ended; null while it runs.
+    pub outcome: Option<String>,
+    /// Why it is not green.
+    pub reason: Option<String>,
+    /// The kind's report.
+    pub report: Value,
+}
+
+const RECORD_COLUMNS: &str =
+    "run_id, job, kind, scheduled_for, started_at, finished_at, attempt, trigger, outcome, reason, report";
+
+impl RunRecord {
+    fn from_row(row: &PgRow, database: &str) -> Result<Self, sqlx::Error> {
+        let instant = |column: &str| {
+            Ok::<_, sqlx::Error>(
+                row.try_get::<Option<SqlTimestamp>, _>(column)?
+                    .map(SqlTimestamp::to_jiff),
+            )
+        };
+        Ok(Self {
+            run_id: RunId(row.try_get("run_id")?),
+            job: row.try_get("job")?,
+            kind: row.try_get("kind")?,
+            database: database.to_owned(),
+            scheduled_for: instant("scheduled_for")?,
+            started_at: instant("started_at")?,
+            finished_at: instant("finished_at")?,
+            attempt: row.try_get("attempt")?,
+            trigger: row.try_get("trigger")?,
+            outcome: row.try_get("outcome")?,
+            reason: row.try_get("reason")?,
+            report: row.try_get("report")?,
+        })
+    }
+
+    /// The outcome, once there is one.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome.as_deref().and_then(Outcome::from_word)
+    }
+}
+
+/// Opens a run's row. `false` when the slot has a row already: somebody else accounts for it.
+pub async fn admit(transaction: &mut PgConnection, run: &NewRun) -> Result<bool, DatabaseError> {
+    insert(transaction, run, None).await
+}
+
+/// Accounts for a slot that is not run: one row, opened and closed at once.
+pub async fn account(
+    transaction: &mut PgConnection,
+    run: &NewRun,
+    outcome: Outcome,
+    reason: &str,
+) -> Result<bool, DatabaseError> {
+    insert(transaction, run, Some((outcome, reason))).await
+}
+
+async fn insert(
+    transaction: &mut PgConnection,
+    run: &NewRun,
+    end: Option<(Outcome, &str)>,
+) -> Result<bool, DatabaseError> {
+    let done = sqlx::query(
+        "INSERT INTO pgreeve.run (run_id, job, kind, scheduled_for, timezone, adjusted, trigger, actor, instance, epoch,
+                                  policy, outcome, reason, finished_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                 CASE WHEN $12::text IS NOT NULL THEN pg_catalog.clock_timestamp() END)
+         ON CONFLICT (job, scheduled_for) DO NOTHING",
+    )
+    .bind(run.run.0)
+    .bind(run.job.as_str())
+    .bind(run.kind.as_str())
+    .bind(run.scheduled_for.map(ToSqlx::to_sqlx))
+    .bind(&run.timezone)
+    .bind(run.adjusted.map(Adjusted::as_str))
+    .bind(run.trigger.as_str())
+    .bind(&run.actor)
+    .bind(&run.instance)
+    .bind(run.epoch)
+    .bind(&run.policy)
+    .bind(end.map(|(outcome, _)| outcome.as_str()))
+    .bind(end.map(|(_, reason)| reason))
+    .execute(transaction)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Closes a run. Does nothing to one that is closed already: a run ends once.
+pub async fn finish(connection: &mut PgConnection, run: RunId, end: &RunEnd) -> Result<bool, DatabaseError> {
+    let done = sqlx::query(
+        "UPDATE pgreeve.run SET outcome = $2, reason = $3, sqlstate = $4, report = $5, backend_pid = NULL,
+                finished_at = pg_catalog.clock_timestamp()
+         WHERE run_id = $1 AND outcome IS NULL",
+    )
+    .bind(run.0)
+    .bind(end.outcome.as_str())
+    .bind(&end.reason)
+    .bind(&end.sqlstate)
+    .bind(&end.report)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// One run's record.
+pub async fn find(
+    connection: &mut PgConnection,
+    database: &str,
+    run: RunId,
+) -> Result<Option<RunRecord>, DatabaseError> {
+    let sql = format!("SELECT {RECORD_COLUMNS} FROM pgreeve.run WHERE run_id = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(run.0)
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.map(|row| RunRecord::from_row(&row, database)).transpose()?)
+}
+
+/// What `history` may be narrowed to.
+#[derive(Debug, Clone, Default)]
+pub struct HistoryFilter {
+    /// One job.
+    pub job: Option<JobName>,
+    /// Runs made since.
+    pub since: Option<Timestamp>,
+    /// One outcome.
+    pub outcome: Option<Outcome>,
+    /// At most so many, the newest.
+    pub limit: i64,
+}
+
+/// The newest runs that a filter lets through, newest first; a slot counts as of its time.
+pub async fn history(
+    connection: &mut PgConnection,
+    database: &str,
+    filter: &HistoryFilter,
+) -> Result<Vec<RunRecord>, DatabaseError> {
+    let sql = format!(
+        "SELECT {RECORD_COLUMNS} FROM pgreeve.run
+         WHERE ($1::text IS NULL OR job = $1) AND ($2::timestamptz IS NULL OR coalesce(scheduled_for, created_at) >= $2)
+           AND ($3::text IS NULL OR outcome = $3)
+         ORDER BY coalesce(scheduled_for, created_at) DESC, created_at DESC LIMIT $4"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(filter.job.as_ref().map(JobName::as_str))
+        .bind(filter.since.map(ToSqlx::to_sqlx))
+        .bind(filter.outcome.map(Outcome::as_str))
+        .bind(filter.limit)
+        .fetch_all(connection)
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| RunRecord::from_row(row, database))
+        .collect::<Result<_, _>>()?)
+}
