@@ -1,0 +1,58 @@
+//! A run's way to the audit log.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde_json::Value;
+
+use super::AuditLog;
+use super::kind::RecordKind;
+use super::record::Entry;
+use crate::job::{RecordError, Recorder};
+use crate::values::{JobName, RunId};
+
+/// Writes records in the name of one run, or of one job.
+#[derive(Debug, Clone)]
+pub struct RunRecorder {
+    /// Where they go.
+    pub log: AuditLog,
+    /// The run; none for what is done about a job outside any run.
+    pub run: Option<RunId>,
+    /// Its job.
+    pub job: JobName,
+    /// Its database, by system identifier or name.
+    pub database: Option<String>,
+    /// The hash of the job's settings.
+    pub policy: Option<String>,
+    /// Who caused the run.
+    pub actor: Option<String>,
+}
+
+impl RunRecorder {
+    /// An entry that carries the run's identity.
+    #[must_use]
+    pub fn entry(&self, kind: RecordKind, body: Value) -> Entry {
+        Entry {
+            kind,
+            run: self.run,
+            job: Some(self.job.clone()),
+            database: self.database.clone(),
+            policy: self.policy.clone(),
+            actor: self.actor.clone(),
+            body,
+        }
+    }
+}
+
+impl Recorder for RunRecorder {
+    fn record<'a>(&'a self, kind: &'static str, body: Value) -> BoxFuture<'a, Result<(), RecordError>> {
+        async move {
+            let kind = RecordKind::from_word(kind)
+                .ok_or_else(|| RecordError(format!("`{kind}` is no kind of audit record")))?;
+            match self.log.append(self.entry(kind, body)).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(RecordError(format!("{error}; {}", error.remedy))),
+            }
+        }
+        .boxed()
+    }
+}
