@@ -1,0 +1,350 @@
+//! One try of a run: session, locks, plan, intent, execution.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::supervise::{self, Cause, Ended, Watched};
+use super::{RunRequest, RunnableJob, Site, entry};
+use crate::audit::{AuditLog, Entry, RecordKind, RunRecorder};
+use crate::job::{Disposition, Exclusion, JobContext, JobError, JobReport, Outcome, Plan, Progress};
+use crate::ledger::leader::Fence;
+use crate::ledger::runs::RunEnd;
+use crate::ledger::{attempts, locks, policies};
+use crate::postgres::connect::{Session, SessionSettings};
+use crate::postgres::sqlstate::DatabaseError;
+use crate::values::RunId;
+
+/// The longest a single statement of a run may take; a run's own time is a limit besides.
+const STATEMENT_LIMIT: Duration = Duration::from_mins(1);
+/// How long a run waits for another run to release what they exclude each other from.
+const EXCLUSION_LIMIT: Duration = Duration::from_mins(10);
+
+/// How an attempt ended.
+pub(super) struct Tried {
+    pub(super) end: RunEnd,
+    /// Whether another attempt may end better.
+    pub(super) transient: bool,
+}
+
+impl Tried {
+    fn last(end: RunEnd) -> Self {
+        Self { end, transient: false }
+    }
+
+    fn from_database(operation: &str, error: &DatabaseError) -> Self {
+        Self::from_job(JobError::database(operation, error))
+    }
+
+    fn from_job(error: JobError) -> Self {
+        let reason = match &error.remedy {
+            Some(remedy) => format!("{error}; {remedy}"),
+            None => error.to_string(),
+        };
+        let outcome = match error.disposition {
+            Disposition::Transient | Disposition::Permanent => Outcome::Failed,
+            Disposition::Refused => Outcome::Refused,
+            Disposition::Cancelled => Outcome::Cancelled,
+        };
+        let report = error.partial.unwrap_or_else(|| json!({}));
+        Self {
+            end: RunEnd {
+                outcome,
+                reason: Some(reason),
+                sqlstate: error.sqlstate,
+                report,
+            },
+            transient: error.disposition == Disposition::Transient,
+        }
+    }
+}
+
+/// Tries a run once.
+pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, deadline: Instant) -> Tried {
+    let name = application_name(&request.job, request.run);
+    let mut session = match open(request, &name).await {
+        Ok(session) => session,
+        Err(tried) => return tried,
+    };
+    let backend_pid = session.backend_pid();
+    let begun = attempts::begin(
+        session.connection(),
+        request.site.fence,
+        request.run,
+        attempt,
+        backend_pid,
+    )
+    .await;
+    if let Err(error) = begun {
+        session.close().await;
+        return Tried::from_database("open the attempt in the ledger", &error);
+    }
+    let stop = if request.job.job.stops_between_batches() {
+        request.stops.soft.child_token()
+    } else {
+        request.stops.hard.child_token()
+    };
+    let recorder = RunRecorder {
+        log: audit.clone(),
+        run: Some(request.run),
+        job: request.job.name.clone(),
+        database: Some(request.site.system_identifier.clone()),
+        policy: Some(request.job.policy.clone()),
+        actor: Some(request.actor.clone()),
+    };
+    let mut context = JobContext {
+        run: request.run,
+        attempt,
+        job: request.job.name.clone(),
+        database: request.site.database.clone(),
+        target: request.site.target.clone(),
+        session,
+        fence: request.site.fence,
+        stop: stop.clone(),
+        deadline,
+        recorder: Arc::new(recorder),
+        progress: request.progress.clone(),
+    };
+    let work = Work {
+        audit: audit.clone(),
+        job: request.job.clone(),
+        start: entry(request, RecordKind::RunStart, Value::Null),
+        preface: json!({
+            "attempt": attempt, "trigger": request.trigger, "scheduled_for": request.scheduled_for, "reason": request.note,
+        }),
+    };
+    let task = tokio::spawn(async move {
+        let result = work.run(&mut context).await;
+        context.session.close().await;
+        result
+    });
+    let watched = Watched {
+        target: &request.site.target,
+        backend_pid,
+        deadline,
+        stop: &stop,
+        hard: &request.stops.hard,
+    };
+    let ended = supervise::supervise(task, watched).await;
+    let tried = conclude(ended);
+    if let Err(error) = close_attempt(request, attempt, backend_pid, &name, &tried.end).await {
+        tracing::warn!(error = %error, "the attempt could not be closed in the ledger");
+    }
+    tried
+}
+
+/// What a run would do, without doing it: the same session, the same plan, nothing written.
+///
+/// # Errors
+/// As the run itself would refuse or fail.
+pub async fn plan_only(
+    job: &RunnableJob,
+    site: &Site,
+    recorder: Arc<dyn crate::job::Recorder>,
+) -> Result<Value, JobError> {
+    let run = RunId::new();
+    let session = Session::open(&site.target, &run_settings(job, &application_name(job, run)))
+        .await
+        .map_err(|error| JobError::database("open a session", &error))?;
+    let mut context = JobContext {
+        run,
+        attempt: 1,
+        job: job.name.clone(),
+        database: site.database.clone(),
+        target: site.target.clone(),
+        session,
+        fence: Fence { epoch: -1 },
+        stop: CancellationToken::new(),
+        deadline: Instant::now() + job.run_timeout,
+        recorder,
+        progress: Progress::new(),
+    };
+    let intent = job.job.plan(&mut context).await.map(|plan| plan.intent());
+    context.session.close().await;
+    intent
+}
+
+/// The part of an attempt that runs in a task of its own, so that a panic stays inside.
+struct Work {
+    audit: AuditLog,
+    job: RunnableJob,
+    start: Entry,
+    preface: Value,
+}
+
+enum Done {
+    Reported(JobReport),
+    Gated(String, Value),
+}
+
+impl Work {
+    async fn run(self, context: &mut JobContext) -> Result<Done, JobError> {
+        tracing::info!(attempt = context.attempt, "run started");
+        let plan: Box<dyn Plan> = self.job.job.plan(context).await?;
+        let intent = plan.intent();
+        if self.job.approval_required && self.job.job.kind().is_destructive() {
+            let proposed = policies::propose(context.session.connection(), &self.job.policy, &self.job.name, &intent)
+                .await
+                .map_err(|error| JobError::database("keep the policy's plan", &error))?;
+            if proposed == policies::Approval::Waiting {
+                let reason = format!(
+                    "the policy is new or changed; look at its plan and run `pgreeve approve {}`",
+                    self.job.policy
+                );
+                return Ok(Done::Gated(reason, json!({ "plan": intent })));
+            }
+        }
+        let mut body = self.preface;
+        body["intent"] = intent;
+        // Nothing has been changed so far; if the intent cannot be made durable, nothing will be.
+        self.audit.append(Entry { body, ..self.start }).await.map_err(|error| {
+            JobError::permanent("write the run's intent to the audit log", error.to_string())
+                .with_remedy("nothing was changed; make the audit directory writable and run again")
+        })?;
+        plan.execute(context).await.map(Done::Reported)
+    }
+}
+
+fn conclude(ended: Ended<Result<Done, JobError>>) -> Tried {
+    match ended {
+        Ended::Answered(Ok(Done::Reported(report)), _) => Tried::last(RunEnd {
+            outcome: report.outcome,
+            reason: report.reason,
+            sqlstate: None,
+            report: report.body,
+        }),
+        Ended::Answered(Ok(Done::Gated(reason, report)), _) => Tried::last(RunEnd {
+            outcome: Outcome::Gated,
+            reason: Some(reason),
+            sqlstate: None,
+            report,
+        }),
+        Ended::Answered(Err(error), None) => Tried::from_job(error),
+        Ended::Answered(Err(error), Some(cause)) => {
+            let mut tried = Tried::last(Tried::from_job(error).end);
+            tried.end.outcome = outcome_of(cause);
+            tried.end.reason = Some(format!(
+                "{}: {}",
+                reason_of(cause),
+                tried.end.reason.unwrap_or_default()
+            ));
+            tried
+        }
+        Ended::Panicked => Tried::last(RunEnd::without_report(
+            Outcome::Failed,
+            "the job panicked; this is a defect of pgreeve, and its log names the line",
+        )),
+        Ended::Dropped(cause) => Tried::last(RunEnd::without_report(outcome_of(cause), reason_of(cause))),
+    }
+}
+
+fn outcome_of(cause: Cause) -> Outcome {
+    match cause {
+        Cause::TimedOut => Outcome::TimedOut,
+        Cause::Cancelled => Outcome::Cancelled,
+    }
+}
+
+fn reason_of(cause: Cause) -> &'static str {
+    match cause {
+        Cause::TimedOut => "its run_timeout was up",
+        Cause::Cancelled => "it was cancelled",
+    }
+}
+
+fn application_name(job: &RunnableJob, run: RunId) -> String {
+    format!("pgreeve:{}:{run}", job.name)
+}
+
+fn run_settings(job: &RunnableJob, application_name: &str) -> SessionSettings {
+    SessionSettings::run(application_name, job.lock_timeout, STATEMENT_LIMIT.min(job.run_timeout))
+}
+
+/// Opens the run's session and takes its locks on it.
+async fn open(request: &RunRequest, application_name: &str) -> Result<Session, Tried> {
+    let mut session = Session::open(&request.site.target, &run_settings(&request.job, application_name))
+        .await
+        .map_err(|error| Tried::from_database("open the run's session", &error))?;
+    match take_locks(&mut session, request).await {
+        Ok(()) => Ok(session),
+        Err(tried) => {
+            session.close().await;
+            Err(tried)
+        }
+    }
+}
+
+async fn take_locks(session: &mut Session, request: &RunRequest) -> Result<(), Tried> {
+    let connection = session.connection();
+    let failed = |error: &DatabaseError| Tried::from_database("take the run's locks", error);
+    let skipped = |reason: String| Tried::last(RunEnd::without_report(Outcome::Skipped, reason));
+    let standby: bool = sqlx::query_scalar("SELECT pg_catalog.pg_is_in_recovery()")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(|error| failed(&error.into()))?;
+    if standby {
+        return Err(skipped("standby: the server is in recovery".to_owned()));
+    }
+    let job = request.job.name.as_str();
+    if !locks::try_lock(connection, locks::JOB_CLASS, locks::key(job))
+        .await
+        .map_err(|error| failed(&error))?
+    {
+        let holder = locks::holder(connection, locks::JOB_CLASS, locks::key(job))
+            .await
+            .ok()
+            .flatten();
+        return Err(skipped(format!(
+            "overlap: the job is running as {}",
+            holder.as_deref().unwrap_or("another session")
+        )));
+    }
+    let mut exclusions: Vec<String> = request.job.job.exclusions().iter().map(exclusion_name).collect();
+    // One order for all runs, so that two of them never wait for each other.
+    exclusions.sort();
+    for name in exclusions {
+        let limit = EXCLUSION_LIMIT.min(request.job.run_timeout);
+        let waited = tokio::select! {
+            waited = locks::lock_within(connection, locks::EXCLUSION_CLASS, locks::key(&name), limit) => waited,
+            () = request.stops.soft.cancelled() => return Err(Tried::last(RunEnd::without_report(Outcome::Cancelled, "stopped while waiting for another run"))),
+        };
+        match waited {
+            Ok(()) => {}
+            Err(error) if error.is("55P03") => {
+                return Err(skipped(format!(
+                    "excluded: another run used the {name} for longer than {} s",
+                    limit.as_secs()
+                )));
+            }
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    Ok(())
+}
+
+fn exclusion_name(exclusion: &Exclusion) -> String {
+    match exclusion {
+        Exclusion::Snapshot => "snapshot of the database".to_owned(),
+        Exclusion::Rows(table) => format!("rows of {table}"),
+    }
+}
+
+async fn close_attempt(
+    request: &RunRequest,
+    attempt: u32,
+    backend_pid: i32,
+    name: &str,
+    end: &RunEnd,
+) -> Result<(), DatabaseError> {
+    supervise::confirm_gone(&request.site.target, backend_pid, name).await?;
+    let mut session = Session::open(
+        &request.site.target,
+        &SessionSettings::control(format!("pgreeve:close:{}", request.job.name)),
+    )
+    .await?;
+    attempts::end(session.connection(), request.run, attempt, end).await?;
+    session.close().await;
+    Ok(())
+}

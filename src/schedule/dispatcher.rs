@@ -1,0 +1,386 @@
+//! One database's dispatcher: it leads, evaluates schedules, writes slots' rows, and starts runs.
+//!
+//! The order is the promise: a slot's row is committed before its run starts, and the mark "slots
+//! until here have rows" moves in the same transaction.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::due::{self, Decision};
+use super::slots::{self, ScheduledJob};
+use super::{recovery, slots::Admission};
+use crate::audit::{AuditLog, RunRecorder};
+use crate::job::{Progress, RecoveryContext};
+use crate::ledger::leader::{Campaign, Leader, Term};
+use crate::ledger::migrate;
+use crate::ledger::runs::RunRecord;
+use crate::postgres::connect::ConnectTarget;
+use crate::runner::{RunRequest, Runner, Site, Stops};
+use crate::values::{JobName, Name, RunId};
+
+/// The longest one evaluation may take; a database that answers slower is treated as lost.
+const TICK_LIMIT: Duration = Duration::from_secs(20);
+/// How long to wait before a lost or unreachable database is tried again.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(2);
+/// How long a follower waits before it tries to lead.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(3);
+/// How often the lead is confirmed.
+const CONFIRM_EVERY: Duration = Duration::from_secs(5);
+/// How often the marks are moved on while nothing is due.
+const SAVE_EVERY: Duration = Duration::from_mins(1);
+
+/// How a dispatcher stands with its database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Not yet known.
+    Connecting,
+    /// It cannot be reached, or not be used.
+    Unreachable(String),
+    /// It is a standby; nothing runs until it is promoted.
+    Standby,
+    /// Another instance leads.
+    Following(String),
+    /// We lead.
+    Leading,
+}
+
+/// What others see of a dispatcher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The database's name in the configuration.
+    pub database: Name,
+    /// How it stands.
+    pub standing: Standing,
+    /// The jobs that run now.
+    pub running: Vec<JobName>,
+}
+
+/// What a dispatcher is made of.
+pub struct Dispatcher {
+    database: Name,
+    target: ConnectTarget,
+    instance: String,
+    jobs: Vec<ScheduledJob>,
+    runner: Runner,
+    audit: AuditLog,
+    stops: Stops,
+    status: watch::Sender<Status>,
+    /// Milliseconds of the daemon's life at which the loop was last seen alive.
+    alive: Arc<AtomicU64>,
+    born: Instant,
+    lead: Option<Leader>,
+    last_term: Option<Term>,
+    migrated: bool,
+    try_again: Instant,
+    confirmed: Instant,
+    saved: Instant,
+    active: HashMap<JobName, RunId>,
+    queued: HashMap<JobName, VecDeque<Admission>>,
+    runs: JoinSet<RunRecord>,
+}
+
+impl Dispatcher {
+    /// A dispatcher for one database and its jobs; nothing is connected yet.
+    #[must_use]
+    pub fn new(
+        database: Name,
+        target: ConnectTarget,
+        instance: String,
+        jobs: Vec<ScheduledJob>,
+        runner: Runner,
+        audit: AuditLog,
+        stops: Stops,
+    ) -> Self {
+        let status = Status {
+            database: database.clone(),
+            standing: Standing::Connecting,
+            running: Vec::new(),
+        };
+        let now = Instant::now();
+        Self {
+            database,
+            target,
+            instance,
+            jobs,
+            runner,
+            audit,
+            stops,
+            status: watch::Sender::new(status),
+            alive: Arc::new(AtomicU64::new(0)),
+            born: now,
+            lead: None,
+            last_term: None,
+            migrated: false,
+            try_again: now,
+            confirmed: now,
+            saved: now,
+            active: HashMap::new(),
+            queued: HashMap::new(),
+            runs: JoinSet::new(),
+        }
+    }
+
+    /// Follows the dispatcher's standing.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// A probe that answers how long ago the loop was last seen alive.
+    pub fn liveness(&self) -> impl Fn() -> Duration + Send + Sync + 'static {
+        let (alive, born) = (Arc::clone(&self.alive), self.born);
+        move || {
+            born.elapsed()
+                .saturating_sub(Duration::from_millis(alive.load(Ordering::Relaxed)))
+        }
+    }
+
+    /// Runs until asked to stop; then admits nothing more, waits for what runs, and resigns.
+    pub async fn run(mut self, mut pokes: mpsc::Receiver<()>) {
+        let soft = self.stops.soft.clone();
+        loop {
+            self.beat();
+            tokio::select! {
+                biased;
+                () = soft.cancelled() => break,
+                Some(done) = self.runs.join_next(), if !self.runs.is_empty() => self.note_end(done),
+                Some(()) = pokes.recv() => self.tick().await,
+            }
+        }
+        while let Some(done) = self.runs.join_next().await {
+            self.beat();
+            self.note_end(done);
+        }
+        if let Some(lead) = self.lead.take() {
+            lead.resign().await;
+        }
+    }
+
+    fn beat(&self) {
+        self.alive.store(
+            u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
+    }
+
+    async fn tick(&mut self) {
+        if self.lead.is_none() && Instant::now() >= self.try_again {
+            match tokio::time::timeout(TICK_LIMIT, self.take_the_lead()).await {
+                Ok(Ok(standing)) => self.stand(standing),
+                Ok(Err(error)) => self.lose(&error.to_string()),
+                Err(_) => self.lose("the database did not answer in time"),
+            }
+        }
+        if let Some(mut lead) = self.lead.take() {
+            match tokio::time::timeout(TICK_LIMIT, self.evaluate(&mut lead)).await {
+                Ok(Ok(())) => self.lead = Some(lead),
+                Ok(Err(error)) => self.lose(&error.to_string()),
+                Err(_) => self.lose("the database did not answer in time"),
+            }
+        }
+    }
+
+    /// Campaigns, and when the campaign is won mends what an earlier process left open.
+    async fn take_the_lead(&mut self) -> Result<Standing, recovery::RecoveryError> {
+        if !self.migrated {
+            if recovery::is_standby(&self.target).await? {
+                self.try_again = Instant::now() + FOLLOW_PAUSE;
+                return Ok(Standing::Standby);
+            }
+            migrate::apply(&self.target).await?;
+            self.migrated = true;
+        }
+        let mut lead = match Leader::campaign(&self.target, &self.instance, self.last_term.as_ref()).await? {
+            Campaign::Won(lead) => lead,
+            Campaign::Held { instance, .. } => {
+                self.try_again = Instant::now() + FOLLOW_PAUSE;
+                return Ok(Standing::Following(instance));
+            }
+            Campaign::Standby => {
+                self.try_again = Instant::now() + FOLLOW_PAUSE;
+                return Ok(Standing::Standby);
+            }
+        };
+        if self.last_term.as_ref() != Some(&lead.term) {
+            recovery::recover(&mut lead, &self.audit, self.database.as_str()).await?;
+            slots::first_seen(lead.connection(), &mut self.jobs, &self.audit, Timestamp::now()).await?;
+            self.clean_up(&lead.term);
+        }
+        self.last_term = Some(lead.term.clone());
+        self.confirmed = Instant::now();
+        self.lead = Some(lead);
+        Ok(Standing::Leading)
+    }
+
+    /// Lets each job remove what a dead process left outside the database. Other work goes on
+    /// meanwhile; a job that cannot clean up now does so at its next run.
+    fn clean_up(&self, term: &Term) {
+        for job in &self.jobs {
+            let context = RecoveryContext {
+                job: job.runnable.name.clone(),
+                database: self.database.to_string(),
+                target: self.target.clone(),
+                fence: term.fence,
+                recorder: Arc::new(RunRecorder {
+                    log: self.audit.clone(),
+                    run: None,
+                    job: job.runnable.name.clone(),
+                    database: Some(term.cluster.clone()),
+                    policy: Some(job.runnable.policy.clone()),
+                    actor: Some(self.actor()),
+                }),
+            };
+            let runnable = job.runnable.clone();
+            tokio::spawn(async move {
+                if let Err(error) = runnable.job.clean_up(context).await {
+                    tracing::warn!(job.name = %runnable.name, error = %error, "what an earlier run left behind could not be removed yet");
+                }
+            });
+        }
+    }
+
+    fn actor(&self) -> String {
+        format!("daemon:{}", self.instance)
+    }
+
+    fn site(&self, term: &Term) -> Site {
+        Site {
+            database: self.database.to_string(),
+            target: self.target.clone(),
+            system_identifier: term.cluster.clone(),
+            fence: term.fence,
+        }
+    }
+
+    async fn evaluate(&mut self, lead: &mut Leader) -> Result<(), recovery::RecoveryError> {
+        if self.confirmed.elapsed() >= CONFIRM_EVERY {
+            lead.confirm().await?;
+            self.confirmed = Instant::now();
+        }
+        let now = Timestamp::now();
+        let save = self.saved.elapsed() >= SAVE_EVERY;
+        for index in 0..self.jobs.len() {
+            let job = &mut self.jobs[index];
+            let name = job.runnable.name.clone();
+            let found = job.due_until(now);
+            if found.is_empty() && !save {
+                continue;
+            }
+            let Decision { missed, run } = due::decide(found, now, job.missed, job.catch_up_window);
+            let busy = self.active.get(&name).copied();
+            let writer = slots::Writer {
+                audit: &self.audit,
+                instance: &self.instance,
+                term: &lead.term.clone(),
+                job,
+            };
+            let admitted = writer.write(lead.connection(), missed, run, busy, now).await?;
+            self.queued.entry(name.clone()).or_default().extend(admitted);
+            self.start_next(&name, &lead.term);
+        }
+        if save {
+            self.saved = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Starts the job's next admitted run, unless one is under way.
+    fn start_next(&mut self, name: &JobName, term: &Term) {
+        if self.active.contains_key(name) {
+            return;
+        }
+        let Some(admission) = self.queued.get_mut(name).and_then(VecDeque::pop_front) else {
+            return;
+        };
+        let Some(job) = self.jobs.iter().find(|job| job.runnable.name == *name) else {
+            return;
+        };
+        let request = RunRequest {
+            run: admission.run,
+            job: job.runnable.clone(),
+            site: self.site(term),
+            scheduled_for: Some(admission.scheduled_for),
+            trigger: admission.trigger,
+            actor: self.actor(),
+            note: None,
+            stops: self.stops.clone(),
+            progress: Progress::new(),
+        };
+        self.active.insert(name.clone(), admission.run);
+        let runner = self.runner.clone();
+        self.runs.spawn(async move { runner.execute(request).await });
+        self.publish_running();
+    }
+
+    fn note_end(&mut self, done: Result<RunRecord, tokio::task::JoinError>) {
+        match done {
+            Ok(record) => {
+                self.active.retain(|_, run| *run != record.run_id);
+                if let (Ok(name), Some(term)) = (record.job.parse(), self.last_term.clone()) {
+                    self.start_next(&name, &term);
+                }
+            }
+            Err(error) => {
+                // The runner itself panicked; which run it was is told by what is no longer alive.
+                tracing::error!(error = %error, "the runner ended without a record; the ledger is mended at the next start");
+                self.active.clear();
+            }
+        }
+        self.publish_running();
+    }
+
+    fn publish_running(&self) {
+        let mut running: Vec<JobName> = self.active.keys().cloned().collect();
+        running.sort();
+        self.status.send_if_modified(|status| {
+            let changed = status.running != running;
+            status.running = running;
+            changed
+        });
+    }
+
+    fn stand(&self, standing: Standing) {
+        self.status.send_if_modified(|status| {
+            let changed = status.standing != standing;
+            if changed {
+                match &standing {
+                    Standing::Leading => tracing::info!(database = %self.database, "leading the database"),
+                    Standing::Following(leader) => {
+                        tracing::info!(database = %self.database, leader, "another instance leads the database; following");
+                    }
+                    Standing::Standby => tracing::info!(database = %self.database, "the database is a standby; waiting for its promotion"),
+                    Standing::Unreachable(error) => {
+                        tracing::error!(database = %self.database, error, "the database cannot be used; its jobs wait, others go on");
+                    }
+                    Standing::Connecting => {}
+                }
+                status.standing = standing;
+            }
+            changed
+        });
+    }
+
+    fn lose(&mut self, error: &str) {
+        self.lead = None;
+        self.try_again = Instant::now() + RECONNECT_PAUSE;
+        self.stand(Standing::Unreachable(error.to_owned()));
+    }
+}
+
+impl From<&Standing> for String {
+    fn from(standing: &Standing) -> Self {
+        match standing {
+            Standing::Connecting => "connecting".to_owned(),
+            Standing::Unreachable(error) => format!("unreachable: {error}"),
+            Standing::Standby => "standby".to_owned(),
+            Standing::Following(leader) => format!("following {leader}"),
+            Standing::Leading => "leading".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! When a job is due, and who starts it.
+//!
+//! [`heartbeat`] pokes each database's [`dispatcher`] once a second. The dispatcher computes the
+//! slots between the last evaluation and now ([`cron`]), decides about each ([`due`]), writes their
+//! rows, and only then starts a run.
+
+pub mod cron;
+pub mod dispatcher;
+pub mod due;
+pub mod heartbeat;
+pub mod policy;
+pub mod recovery;
+pub mod slots;

@@ -1,0 +1,138 @@
+//! What a new leader does before it admits anything: runs that a dead process left open get their
+//! one terminal state, in the ledger and in the audit log.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use sqlx::PgConnection;
+
+use crate::audit::{AuditError, AuditLog, Entry, RecordKind, Trace};
+use crate::job::Outcome;
+use crate::ledger::leader::Leader;
+use crate::ledger::reconcile::{self, OpenRun};
+use crate::ledger::runs::{self, RunEnd};
+use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
+use crate::postgres::sqlstate::DatabaseError;
+use crate::values::RunId;
+
+/// Why the records could not be mended.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The ledger.
+    #[error("{0}")]
+    Ledger(#[from] DatabaseError),
+    /// The audit log.
+    #[error("{0}")]
+    Audit(#[from] AuditError),
+}
+
+/// Whether a server is in recovery, asked before anything is written to it.
+pub async fn is_standby(target: &ConnectTarget) -> Result<bool, DatabaseError> {
+    let mut session = Session::open(target, &SessionSettings::control("pgreeve:start")).await?;
+    let standby = sqlx::query_scalar("SELECT pg_catalog.pg_is_in_recovery()")
+        .fetch_one(session.connection())
+        .await?;
+    session.close().await;
+    Ok(standby)
+}
+
+/// Closes what is open of earlier terms, and ends in the audit log what ended in the ledger only.
+pub async fn recover(leader: &mut Leader, audit: &AuditLog, database: &str) -> Result<(), RecoveryError> {
+    let traces = audit.traces().await?;
+    let epoch = leader.term.fence.epoch;
+    let cluster = leader.term.cluster.clone();
+    for open in reconcile::open_before(leader.connection(), epoch).await? {
+        close_open_run(leader.connection(), audit, &traces, &cluster, &open).await?;
+    }
+    for (run, trace) in &traces {
+        if trace.is_open() && trace.database.as_deref() == Some(cluster.as_str()) {
+            close_open_trace(leader.connection(), audit, database, *run, trace).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn close_open_run(
+    connection: &mut PgConnection,
+    audit: &AuditLog,
+    traces: &BTreeMap<RunId, Trace>,
+    cluster: &str,
+    open: &OpenRun,
+) -> Result<(), RecoveryError> {
+    let trace = traces.get(&open.run);
+    let ended = trace
+        .and_then(|trace| trace.ended.as_deref())
+        .and_then(Outcome::from_word);
+    let report = json!({ "rows": open.rows, "batches": open.batches, "recovered": true });
+    let end = if let Some(outcome) = ended {
+        RunEnd {
+            outcome,
+            reason: Some("closed from the audit log after a crash".to_owned()),
+            sqlstate: None,
+            report,
+        }
+    } else if open.started {
+        let reason = format!("the process of instance {} ended while it ran", open.instance);
+        RunEnd {
+            outcome: Outcome::Abandoned,
+            reason: Some(reason),
+            sqlstate: None,
+            report,
+        }
+    } else {
+        RunEnd::without_report(
+            Outcome::Missed,
+            format!("the process of instance {} ended before it started", open.instance),
+        )
+    };
+    if ended.is_none() {
+        let kind = if open.started {
+            RecordKind::RunInterrupted
+        } else {
+            RecordKind::Missed
+        };
+        let body = json!({
+            "outcome": end.outcome, "reason": end.reason, "scheduled_for": open.scheduled_for, "report": end.report,
+        });
+        let mut entry = Entry::new(kind, body).run(open.run).database(cluster.to_owned());
+        if let Ok(job) = open.job.parse() {
+            entry = entry.job(job);
+        }
+        audit.append(entry).await?;
+    }
+    runs::finish(connection, open.run, &end).await?;
+    tracing::warn!(run.id = %open.run, job.name = open.job, outcome = end.outcome.as_str(), rows = open.rows, "closed a run that was left open");
+    Ok(())
+}
+
+/// A run whose start is in the audit log and whose end is not.
+async fn close_open_trace(
+    connection: &mut PgConnection,
+    audit: &AuditLog,
+    database: &str,
+    run: RunId,
+    trace: &Trace,
+) -> Result<(), RecoveryError> {
+    let record = runs::find(connection, database, run).await?;
+    let (kind, body) = match record {
+        // It runs now, in another process under this leader's epoch, or was closed just above.
+        Some(record) if record.outcome.is_none() || record.outcome() == Some(Outcome::Abandoned) => return Ok(()),
+        Some(record) => (
+            RecordKind::RunEnd,
+            json!({ "outcome": record.outcome, "reason": record.reason, "report": record.report, "recovered": true }),
+        ),
+        None => (
+            RecordKind::RunInterrupted,
+            json!({ "outcome": Outcome::Unknown, "reason": "the ledger has no such run: the database was set back to an earlier state" }),
+        ),
+    };
+    let mut entry = Entry::new(kind, body).run(run);
+    if let Some(job) = trace.job.as_deref().and_then(|job| job.parse().ok()) {
+        entry = entry.job(job);
+    }
+    if let Some(cluster) = &trace.database {
+        entry = entry.database(cluster.clone());
+    }
+    audit.append(entry).await?;
+    Ok(())
+}
