@@ -1,0 +1,178 @@
+//! The configuration: read as types, checked for sense, every mistake reported in one pass.
+//!
+//! [`Config::load`] tells the way: `source` reads the files, `syntax` makes trees of values of them,
+//! `section` and `field` read the trees as types, one file per section of the configuration says
+//! which, and what is wrong gathers in a `sink` until all of it is known. Nothing here connects to
+//! anything.
+
+mod backup;
+mod daemon;
+mod database;
+mod digest;
+mod field;
+mod finding;
+mod job;
+mod paths;
+mod policy;
+mod retention;
+mod rows;
+mod section;
+mod sink;
+mod source;
+mod store;
+mod suggest;
+mod surroundings;
+mod syntax;
+mod transition;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+pub use self::daemon::DaemonSettings;
+pub use self::database::DatabaseSettings;
+use self::field::Field;
+pub use self::finding::{Finding, Place, Severity};
+pub use self::job::JobSettings;
+use self::job::{Names, Scope};
+use self::section::Section;
+use self::sink::{At, Sink};
+use self::source::SourceFile;
+pub use self::surroundings::Surroundings;
+use crate::store::StoreSettings;
+use crate::values::{JobName, Name};
+
+/// A configuration that makes sense.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The files it was read from, in order.
+    pub files: Vec<PathBuf>,
+    /// Its identity: `sha256:` and 64 hexadecimal digits over what it means. Comments, order, files
+    /// and passwords make no difference.
+    pub fingerprint: String,
+    /// `[daemon]`
+    pub daemon: DaemonSettings,
+    /// `[databases.NAME]`
+    pub databases: BTreeMap<Name, DatabaseSettings>,
+    /// `[stores.NAME]`
+    pub stores: BTreeMap<Name, StoreSettings>,
+    /// `[jobs.NAME]`
+    pub jobs: BTreeMap<JobName, JobSettings>,
+}
+
+impl Config {
+    /// Reads a file and `conf.d/*.toml` beside it. Beside the configuration come its warnings.
+    ///
+    /// # Errors
+    /// Every mistake in all files, and the warnings, in the order of files and lines; at least one is
+    /// an error.
+    pub fn load(path: &Path) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
+        Self::load_in(path, &Surroundings::of_this_process())
+    }
+
+    /// As [`Config::load`], in given surroundings.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_in(path: &Path, surroundings: &Surroundings) -> Result<(Self, Vec<Finding>), Vec<Finding>> {
+        let (files, mut findings) = source::read_all(path);
+        let (config, found) = read(&files, surroundings);
+        findings.extend(found);
+        let sound = findings.iter().all(|finding| finding.severity == Severity::Warning);
+        match config {
+            Some(config) if sound => Ok((config, findings)),
+            _ => Err(findings),
+        }
+    }
+}
+
+/// Reads files as one configuration; what has errors may be left out of it.
+fn read(files: &[SourceFile], surroundings: &Surroundings) -> (Option<Config>, Vec<Finding>) {
+    let sink = Sink::default();
+    let trees: Vec<DeTable<'_>> = files.iter().map(|file| syntax::parse(file, &sink)).collect();
+    let config = files.first().map(|main| {
+        let mut config = compose(&sink, main, files.iter().zip(&trees), surroundings);
+        config.files = files.iter().map(|file| file.path.clone()).collect();
+        config.fingerprint = digest::of(&config);
+        config
+    });
+    (config, sink.into_findings())
+}
+
+/// The sections of all files, merged and read.
+fn compose<'a>(
+    sink: &'a Sink,
+    main: &'a SourceFile,
+    trees: impl Iterator<Item = (&'a SourceFile, &'a DeTable<'a>)>,
+    surroundings: &'a Surroundings,
+) -> Config {
+    let start = At { file: main, span: 0..0 };
+    let mut parts: [Vec<Field<'a>>; 5] = Default::default();
+    for (file, tree) in trees {
+        let header = At { file, span: 0..0 };
+        let mut root = Section::empty(sink, "", header.clone());
+        root.add(&header, tree);
+        for (part, key) in parts
+            .iter_mut()
+            .zip(["daemon", "databases", "stores", "defaults", "jobs"])
+        {
+            part.extend(root.optional(key));
+        }
+        root.finish(&[]);
+    }
+    let [daemon, databases, stores, defaults, jobs] = parts;
+    let merged = |path: &str, parts| Section::merged(sink, path, start.clone(), parts);
+
+    let daemon = daemon::read(merged("daemon", daemon), surroundings);
+    let mut defaults = merged("defaults", defaults);
+    let default_policy = policy::read(&mut defaults);
+    default_policy.resolve(&policy::Policy::default());
+    defaults.finish(&[]);
+
+    let databases = merged("databases", databases).take_all();
+    let stores = merged("stores", stores).take_all();
+    let scope = Scope {
+        databases: Names::new("database", &databases),
+        stores: Names::new("store", &stores),
+        defaults: default_policy,
+        timezone: daemon.timezone.clone(),
+        surroundings,
+    };
+    let jobs = merged("jobs", jobs).take_all();
+    if jobs.is_empty() && !sink.is_broken() {
+        sink.warning(
+            &start,
+            "the configuration has no jobs",
+            "add a [jobs.NAME] with a schedule and a kind",
+        );
+    }
+    Config {
+        files: Vec::new(),
+        fingerprint: String::new(),
+        daemon,
+        databases: named(&databases, |_, field| database::read(field, surroundings)),
+        stores: named(&stores, |_, field| store::read(field, surroundings)),
+        jobs: named(&jobs, |name, field| job::read(name, field, &scope)),
+    }
+}
+
+/// Reads each entry of a table whose keys are names; what is below a wrong name is read all the same.
+fn named<'a, T>(
+    entries: &[(&'a str, Field<'a>)],
+    read: impl Fn(Option<Name>, &Field<'a>) -> Option<T>,
+) -> BTreeMap<Name, T> {
+    let mut settings = BTreeMap::new();
+    for (key, field) in entries {
+        let name = key.parse::<Name>();
+        let value = read(name.clone().ok(), field);
+        match (name, value) {
+            (Ok(name), Some(value)) => {
+                settings.insert(name, value);
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => field.sink.error(&field.key, &error.problem, &error.help),
+        }
+    }
+    settings
+}

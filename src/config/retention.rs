@@ -1,0 +1,28 @@
+//! `[jobs.NAME] retention = { … }`.
+
+use super::field::Field;
+use super::rows;
+use crate::jobs::retention::RetentionSettings;
+
+/// Keys of the design that this version does not have.
+const PLANNED: [&str; 5] = ["keep_latest_per", "skip_if_referenced", "archive", "objects", "after"];
+
+pub(super) fn read(field: &Field<'_>) -> Option<RetentionSettings> {
+    let mut section = field.section()?;
+    let rows = rows::read(&mut section);
+    let keep = section.required("keep").and_then(|field| field.parse());
+    let max_fraction = section.optional("max_fraction").and_then(|field| field.fraction());
+    let max_rows = section
+        .optional("max_rows")
+        .and_then(|field| field.whole(1..=i64::MAX.unsigned_abs()));
+    section.finish(&PLANNED);
+    Some(RetentionSettings {
+        table: rows.table?,
+        age_column: rows.age_column?,
+        keep: keep?,
+        predicate: rows.predicate,
+        timezone: rows.timezone,
+        max_fraction,
+        max_rows,
+    })
+}

@@ -1,0 +1,45 @@
+//! What retention and transition have in common: whose rows, by which column, under which condition.
+
+use super::field::Field;
+use super::section::Section;
+use crate::batch::predicate;
+use crate::values::{TableName, Timezone};
+
+/// The keys of a kind that works on the rows of one table.
+pub(super) struct Rows {
+    pub(super) table: Option<TableName>,
+    pub(super) age_column: Option<String>,
+    pub(super) predicate: Option<String>,
+    pub(super) timezone: Option<Timezone>,
+}
+
+pub(super) fn read(section: &mut Section<'_>) -> Rows {
+    Rows {
+        table: section.required("table").and_then(|field| field.parse()),
+        age_column: section.required("age_column").and_then(|field| column(&field)),
+        predicate: section.optional("where").and_then(|field| condition(&field)),
+        timezone: section.optional("timezone").and_then(|field| field.parse()),
+    }
+}
+
+/// A column's name, exactly as the catalog has it.
+pub(super) fn column(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    is_column(field, text).then(|| text.to_owned())
+}
+
+/// Whether a text can be a column's name.
+pub(super) fn is_column(field: &Field<'_>, text: &str) -> bool {
+    let sound = !text.is_empty() && text.len() <= 63 && !text.contains('\0') && text.trim() == text;
+    if !sound {
+        let help = "write the name as the catalog has it, without quotes: 1 to 63 bytes";
+        field.error(&format!("`{text}` is not a column's name"), help);
+    }
+    sound
+}
+
+fn condition(field: &Field<'_>) -> Option<String> {
+    let text = field.text()?;
+    field.checked(predicate::check(text))?;
+    Some(text.to_owned())
+}
