@@ -1,0 +1,214 @@
+//! Moves a dump into a store: read, walk, pack, cut, send. One outcome, decided in one place.
+//!
+//! Every stage waits for the next one, down to the server, so memory does not depend on sizes: a
+//! part being filled, three in flight, and some pieces of 256 KiB between the stages. The end of
+//! the dump's output is not its success: `End` is passed on only after `pg_dump` exited with 0 and
+//! the walker saw a whole archive. A stage that sees its input end without it gives up silently,
+//! because the stage that failed has said why; the first to say so is the cause.
+
+mod sender;
+mod stages;
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+pub use self::sender::{Open, OpenObject};
+use self::sender::{PARTS_IN_FLIGHT, Sender};
+use self::stages::{Piece, WalkedStream};
+use super::compress::Packing;
+use super::digest::Measure;
+use super::parts::PartSizes;
+use super::program::{Messages, Program};
+use super::walker::Walked;
+use crate::job::Progress;
+use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
+
+/// How many pieces wait between two stages.
+const QUEUE: usize = 8;
+
+/// Where a backup failed first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// `pg_dump`, or reading from it.
+    Dump,
+    /// Its archive is not whole.
+    Walk,
+    /// Packing it.
+    Compress,
+    /// Sending a part.
+    Upload,
+    /// Making the objects and the manifest exist.
+    Commit,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dump => "dump",
+            Self::Walk => "walk",
+            Self::Compress => "compress",
+            Self::Upload => "upload",
+            Self::Commit => "commit",
+        })
+    }
+}
+
+/// Why there is no backup.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PipelineError {
+    /// A stage failed.
+    #[error("{stage}: {cause}")]
+    Stage {
+        /// Which one, first.
+        stage: Stage,
+        /// Why.
+        cause: String,
+        /// What an operator can do.
+        remedy: Option<String>,
+        /// Whether another attempt may succeed.
+        transient: bool,
+    },
+    /// It was asked to stop.
+    #[error("stopped on request")]
+    Cancelled,
+}
+
+impl PipelineError {
+    /// An error of a stage.
+    pub fn stage(stage: Stage, transient: bool, cause: impl fmt::Display) -> Self {
+        Self::Stage {
+            stage,
+            cause: cause.to_string(),
+            remedy: None,
+            transient,
+        }
+    }
+
+    /// An error of the store.
+    #[must_use]
+    pub fn store(stage: Stage, error: StoreError) -> Self {
+        Self::Stage {
+            stage,
+            transient: error.kind == StoreErrorKind::Transient,
+            cause: error.to_string(),
+            remedy: error.remedy,
+        }
+    }
+}
+
+/// What the pipeline is to do.
+pub struct Job {
+    /// Where the objects go.
+    pub store: Arc<dyn Store>,
+    /// The prefix of their keys.
+    pub prefix: String,
+    /// How they are packed.
+    pub packing: Packing,
+    /// How they are cut.
+    pub sizes: PartSizes,
+    /// Who is told how far it is.
+    pub progress: Progress,
+    /// How many bytes there will be, about.
+    pub expected_bytes: Option<u64>,
+    /// Cancelled when it should stop.
+    pub stop: CancellationToken,
+}
+
+impl Job {
+    /// The key of a segment, from 1.
+    fn key(&self, segment: u32) -> Result<ObjectKey, StoreError> {
+        let suffix = self.packing.suffix();
+        ObjectKey::new(match segment {
+            1 => format!("{}/data.{suffix}", self.prefix),
+            _ => format!("{}/data-{segment:04}.{suffix}", self.prefix),
+        })
+    }
+}
+
+/// A dump whose every byte is acknowledged by the store, in objects that do not exist yet.
+#[derive(Debug)]
+pub struct Streamed {
+    /// What the archive holds.
+    pub walked: Walked,
+    /// The dump's size and digest before it was packed.
+    pub raw: Measure,
+    /// What `pg_dump` had to say.
+    pub messages: Messages,
+    /// The objects, to be completed in this order.
+    pub open: Open,
+}
+
+/// Who fails first decides the outcome, and stops the others.
+#[derive(Debug, Clone, Default)]
+struct Verdict {
+    first: Arc<OnceLock<PipelineError>>,
+    stop: CancellationToken,
+}
+
+impl Verdict {
+    fn fail(&self, error: PipelineError) {
+        // A later error is a consequence of the first.
+        let _ = self.first.set(error);
+        self.stop.cancel();
+    }
+}
+
+/// Runs the dump through all stages. On an error nothing is left in the store, as far as the store
+/// still answers; also when the returned future is dropped.
+///
+/// # Errors
+/// The first stage that failed, and why.
+pub async fn run(job: Job, program: Program, stdout: tokio::process::ChildStdout) -> Result<Streamed, PipelineError> {
+    let verdict = Verdict::default();
+    // Dropped with this future, so that no stage outlives it.
+    let guard = verdict.stop.clone().drop_guard();
+    let (to_walk, from_dump) = mpsc::channel::<Piece>(QUEUE);
+    let (to_pack, from_walk) = mpsc::channel::<Piece>(QUEUE);
+    let (to_send, from_pack) = mpsc::channel(PARTS_IN_FLIGHT);
+    let slots = Arc::new(Semaphore::new(PARTS_IN_FLIGHT));
+
+    let read = tokio::spawn(stages::read(program, stdout, to_walk, verdict.clone()));
+    let progress = (job.progress.clone(), job.expected_bytes);
+    let walk = stages::thread("pgreeve-walk", {
+        let verdict = verdict.clone();
+        move || stages::walk(from_dump, &to_pack, &progress, &verdict)
+    });
+    let pack = stages::thread("pgreeve-pack", {
+        let (verdict, packing, sizes) = (verdict.clone(), job.packing, job.sizes);
+        move || stages::pack(from_walk, &to_send, &slots, packing, sizes, &verdict)
+    });
+    let stop = job.stop.clone();
+    let send = tokio::spawn(Sender::new(job, verdict.clone()).run(from_pack));
+    let watch = tokio::spawn({
+        let verdict = verdict.clone();
+        async move {
+            tokio::select! {
+                () = stop.cancelled() => verdict.fail(PipelineError::Cancelled),
+                () = verdict.stop.cancelled() => {}
+            }
+        }
+    });
+    let (dumped, walked, packed, uploaded) = tokio::join!(read, walk, pack, send);
+    watch.abort();
+    drop(guard);
+    let (dumped, uploaded) = (dumped.ok().flatten(), uploaded.ok().flatten());
+    match (dumped, walked, packed, uploaded, verdict.first.get()) {
+        (Some(messages), Some(WalkedStream { archive, raw }), Some(()), Some(open), None) => Ok(Streamed {
+            walked: archive,
+            raw,
+            messages,
+            open,
+        }),
+        (_, _, _, uploaded, first) => {
+            if let Some(mut open) = uploaded {
+                open.abort().await;
+            }
+            Err(first
+                .cloned()
+                .unwrap_or_else(|| PipelineError::stage(Stage::Dump, false, "a stage ended without a result")))
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The stages before the store: reading, walking, packing.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use futures::future::BoxFuture;
+use tokio::io::AsyncReadExt;
+use tokio::process::ChildStdout;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::bytes::{Bytes, BytesMut};
+
+use super::{PipelineError, Stage, Verdict};
+use crate::backup::compress::{Encoder, Packing};
+use crate::backup::digest::{Measure, Meter};
+use crate::backup::dump::CHUNK;
+use crate::backup::parts::{Cut, Cutter, PartSizes};
+use crate::backup::program::{Messages, Program};
+use crate::backup::walker::{Walked, Walker};
+use crate::job::Progress;
+
+/// How much the threads give way to the server's own processes.
+const NICE: i32 = 10;
+
+/// What passes between two stages.
+pub(super) enum Piece {
+    Data(Bytes),
+    /// All of it passed and was right so far.
+    End,
+}
+
+/// A part, and the right to hold it in memory.
+pub(super) struct Ready {
+    pub(super) cut: Cut,
+    pub(super) slot: OwnedSemaphorePermit,
+}
+
+/// What the walker saw.
+pub(super) struct WalkedStream {
+    pub(super) archive: Walked,
+    pub(super) raw: Measure,
+}
+
+/// Runs a stage that computes on an OS thread of low priority. Answers `None` when it gave up.
+pub(super) fn thread<T: Send + 'static>(
+    name: &str,
+    stage: impl FnOnce() -> Option<T> + Send + 'static,
+) -> BoxFuture<'static, Option<T>> {
+    let (done, result) = oneshot::channel();
+    let runtime = Handle::current();
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _runtime = runtime.enter();
+        // On Linux a process id of none is the calling thread.
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "a thread could not lower its priority");
+        }
+        // The receiver is gone only when nobody waits any more.
+        let _ = done.send(stage());
+    });
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "a thread could not be started");
+    }
+    Box::pin(async { result.await.ok().flatten() })
+}
+
+/// Reads the dump, and vouches for its end.
+pub(super) async fn read(
+    mut program: Program,
+    stdout: ChildStdout,
+    next: mpsc::Sender<Piece>,
+    verdict: Verdict,
+) -> Option<Messages> {
+    let result = tokio::select! {
+        // What stopped the run is its cause, also when the dump fails in the same moment.
+        biased;
+        () = verdict.stop.cancelled() => None,
+        result = read_to_end(&mut program, stdout, &next) => Some(result),
+    };
+    match result {
+        Some(Ok(messages)) => Some(messages),
+        Some(Err(Stop::Failed(cause))) => {
+            verdict.fail(PipelineError::stage(Stage::Dump, true, cause));
+            program.terminate().await;
+            None
+        }
+        Some(Err(Stop::Consumer)) | None => {
+            program.terminate().await;
+            None
+        }
+    }
+}
+
+enum Stop {
+    Failed(String),
+    /// The next stage is gone, and has said why.
+    Consumer,
+}
+
+async fn read_to_end(
+    program: &mut Program,
+    mut stdout: ChildStdout,
+    next: &mpsc::Sender<Piece>,
+) -> Result<Messages, Stop> {
+    loop {
+        let mut chunk = BytesMut::with_capacity(CHUNK);
+        while chunk.len() < CHUNK {
+            let length = stdout
+                .read_buf(&mut chunk)
+                .await
+                .map_err(|error| Stop::Failed(format!("read from {}: {error}", program.name())))?;
+            if length == 0 {
+                break;
+            }
+        }
+        let at_end = chunk.len() < CHUNK;
+        if !chunk.is_empty() {
+            let piece = Piece::Data(chunk.freeze());
+            next.send(piece).await.map_err(|_| Stop::Consumer)?;
+        }
+        if at_end {
+            break;
+        }
+    }
+    let ended = program.wait().await.map_err(|error| Stop::Failed(error.to_string()))?;
+    if !ended.status.success() {
+        return Err(Stop::Failed(format!("{} ended with {}", program.name(), ended.cause())));
+    }
+    next.send(Piece::End).await.map_err(|_| Stop::Consumer)?;
+    Ok(ended.messages)
+}
+
+/// Walks the archive as it passes.
+pub(super) fn walk(
+    mut from: mpsc::Receiver<Piece>,
+    next: &mpsc::Sender<Piece>,
+    progress: &(Progress, Option<u64>),
+    verdict: &Verdict,
+) -> Option<WalkedStream> {
+    let mut walker = Walker::new();
+    let mut raw = Meter::new();
+    let fail = |error| verdict.fail(PipelineError::stage(Stage::Walk, false, error));
+    loop {
+        match from.blocking_recv()? {
+            Piece::Data(bytes) => {
+                raw.update(&bytes);
+                walker.feed(&bytes).map_err(fail).ok()?;
+                progress.0.set("bytes", raw.bytes(), progress.1);
+                next.blocking_send(Piece::Data(bytes)).ok()?;
+            }
+            Piece::End => {
+                let archive = walker.finish().map_err(fail).ok()?;
+                next.blocking_send(Piece::End).ok()?;
+                return Some(WalkedStream {
+                    archive,
+                    raw: raw.finish(),
+                });
+            }
+        }
+    }
+}
+
+/// Packs the stream and cuts it into parts.
+pub(super) fn pack(
+    mut from: mpsc::Receiver<Piece>,
+    next: &mpsc::Sender<Ready>,
+    slots: &Arc<Semaphore>,
+    packing: Packing,
+    sizes: PartSizes,
+    verdict: &Verdict,
+) -> Option<()> {
+    let mut encoder = Encoder::new(packing);
+    let mut cutter = Cutter::new(sizes);
+    let fail = |error: io::Error| verdict.fail(PipelineError::stage(Stage::Compress, false, error));
+    let send = |cut: Cut| {
+        // A part waits for its slot here, so no more than three exist beside the one being filled.
+        let slot = Handle::current().block_on(Arc::clone(slots).acquire_owned()).ok()?;
+        next.blocking_send(Ready { cut, slot }).ok()
+    };
+    let push = |cutter: &mut Cutter, packed: Vec<u8>| {
+        let mut rest = packed.as_slice();
+        while !rest.is_empty() {
+            if let Some(cut) = cutter.cut(&mut rest) {
+                send(cut)?;
+            }
+        }
+        Some(())
+    };
+    loop {
+        match from.blocking_recv()? {
+            Piece::Data(bytes) => {
+                let packed = encoder.push(&bytes).map_err(fail).ok()?;
+                push(&mut cutter, packed)?;
+            }
+            Piece::End => {
+                let packed = encoder.finish().map_err(fail).ok()?;
+                push(&mut cutter, packed)?;
+                return send(cutter.finish());
+            }
+        }
+    }
+}

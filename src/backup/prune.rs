@@ -1,0 +1,95 @@
+//! Removes the backups that the plan does not keep, each manifest before its objects: a backup that
+//! was half removed is none, and is finished by the next sweep of its prefix.
+
+use super::catalog::Catalog;
+use super::keep::{Dated, Plan, Policy, plan};
+use super::sweep;
+use crate::store::{Store, StoreError};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// What was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// The removed backups, oldest first.
+    pub removed: Vec<String>,
+    /// The size of their objects.
+    pub bytes: u64,
+}
+
+/// Why nothing, or not all, was removed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PruneError {
+    /// More than half would go, and nobody confirmed that.
+    #[error("the policy would remove {plan}; `pgreeve backup prune --confirm {hash}` does it")]
+    Drastic {
+        /// How many of how many.
+        plan: String,
+        /// What to confirm it with.
+        hash: String,
+    },
+    /// The store refused.
+    #[error("{error}")]
+    Store {
+        /// What was removed before.
+        pruned: Pruned,
+        /// Why no more.
+        error: StoreError,
+    },
+}
+
+/// Plans over a catalog of one job's backups.
+#[must_use]
+pub fn plan_catalog(catalog: &Catalog, policy: &Policy, now: Timestamp, zone: &TimeZone) -> Plan {
+    let backups: Vec<Dated> = catalog
+        .backups
+        .iter()
+        .map(|entry| Dated {
+            id: entry.id.clone(),
+            at: entry.started_at,
+            verified: entry.verified_at.is_some(),
+        })
+        .collect();
+    plan(&backups, policy, now, zone)
+}
+
+/// Refuses a drastic plan unless `confirm` is its hash.
+///
+/// # Errors
+/// The refusal.
+pub fn check(plan: &Plan, confirm: Option<&str>) -> Result<(), PruneError> {
+    let hash = plan.hash();
+    if plan.is_drastic() && confirm != Some(hash.as_str()) {
+        return Err(PruneError::Drastic {
+            plan: plan.to_string(),
+            hash,
+        });
+    }
+    Ok(())
+}
+
+/// Carries out a plan. A drastic one is refused unless `confirm` is its hash.
+///
+/// # Errors
+/// A refusal, or the store's error with what was removed before it.
+pub async fn prune(
+    store: &dyn Store,
+    catalog: &Catalog,
+    plan: &Plan,
+    confirm: Option<&str>,
+) -> Result<Pruned, PruneError> {
+    check(plan, confirm)?;
+    let mut pruned = Pruned::default();
+    for backup in plan.removals() {
+        let Some(entry) = catalog.backups.iter().find(|entry| entry.id == backup.id) else {
+            continue;
+        };
+        if let Err(error) = sweep::clear(store, &entry.manifest.prefix()).await {
+            return Err(PruneError::Store { pruned, error });
+        }
+        pruned.removed.push(backup.id.clone());
+        pruned.bytes = pruned.bytes.saturating_add(entry.bytes);
+    }
+    Ok(pruned)
+}

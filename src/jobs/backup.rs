@@ -1,0 +1,344 @@
+//! `backup`: `pg_dump` streamed, compressed and uploaded; it exists once its manifest does.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::backup::catalog::{self, Filter};
+use crate::backup::compress::Packing;
+use crate::backup::keep::Policy;
+use crate::backup::parts::PartSizes;
+use crate::backup::preflight::{self, Ready};
+use crate::backup::program::Programs;
+use crate::backup::prune::{self, PruneError, Pruned};
+use crate::backup::run::{self, Made, Setup};
+use crate::backup::sweep;
+use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome, Plan, RecoveryContext};
+use crate::ledger::backups::{self, Leftovers};
+use crate::postgres::connect::{Session, SessionSettings};
+use crate::store::{Store, StoreError};
+use crate::values::{Name, Period, Timezone, ValueError};
+
+/// `[jobs.NAME] backup = { … }`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackupSettings {
+    /// The store's name in the configuration.
+    pub store: Name,
+    /// The archive's format. Default `custom`.
+    pub format: Format,
+    /// How the archive is compressed. Default `gzip:4`.
+    pub compress: Compression,
+    /// What is kept; nothing is ever removed without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
+}
+
+/// The archive's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// `pg_dump -Fc -Z0`, checked entry by entry as it streams.
+    Custom,
+}
+
+/// How an archive is compressed: `gzip:1` to `gzip:9`, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Compression {
+    /// gzip at a level from 1 to 9.
+    Gzip(u32),
+    /// As `pg_dump` writes it.
+    None,
+}
+
+impl FromStr for Compression {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let level = |text: &str| text.parse::<u32>().ok().filter(|level| (1..=9).contains(level));
+        match text.split_once(':') {
+            None if text == "none" => Some(Self::None),
+            None if text == "gzip" => Some(Self::Gzip(4)),
+            Some(("gzip", digits)) => level(digits).map(Self::Gzip),
+            _ => None,
+        }
+        .ok_or_else(|| ValueError {
+            problem: format!("`{text}` is not a compression"),
+            help: "write \"gzip:1\" to \"gzip:9\", or \"none\"".to_owned(),
+        })
+    }
+}
+
+impl TryFrom<String> for Compression {
+    type Error = ValueError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Compression> for String {
+    fn from(compression: Compression) -> Self {
+        compression.to_string()
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gzip(level) => write!(f, "gzip:{level}"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+/// Which backups stay: the newest of each period, for so many periods; a backup that any rule
+/// keeps stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Keep {
+    /// The newest so many.
+    pub last: u32,
+    /// The newest of each of the last so many days that have one.
+    pub daily: u32,
+    /// The newest of each week.
+    pub weekly: u32,
+    /// The newest of each month.
+    pub monthly: u32,
+    /// The newest of each year.
+    pub yearly: u32,
+    /// All that are younger than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub within: Option<Period>,
+    /// Never fewer than this many, whatever the rules say. At least 2.
+    pub min: u32,
+}
+
+impl From<Compression> for Packing {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Gzip(level) => Self::Gzip(level),
+            Compression::None => Self::None,
+        }
+    }
+}
+
+impl Keep {
+    /// The policy, as the planner takes it.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        Policy {
+            last: self.last,
+            daily: self.daily,
+            weekly: self.weekly,
+            monthly: self.monthly,
+            yearly: self.yearly,
+            within: self.within,
+            min: self.min,
+        }
+    }
+}
+
+/// Opens the job's store; called for each run, so that credentials are read anew.
+pub type OpenStore = Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Store>, StoreError>> + Send + Sync>;
+
+/// A `backup` of the configuration, ready to run.
+#[derive(Clone)]
+pub struct BackupJob {
+    /// Its settings.
+    pub settings: BackupSettings,
+    /// How to open its store.
+    pub open_store: OpenStore,
+    /// The daemon's instance.
+    pub instance: String,
+    /// The zone in which days, weeks and months are counted for `keep`.
+    pub timezone: Timezone,
+    /// The client programs; the newest installed when there are none given.
+    pub programs: Option<Programs>,
+    /// How the dump is cut.
+    pub sizes: PartSizes,
+}
+
+impl Job for BackupJob {
+    fn kind(&self) -> Kind {
+        Kind::Backup
+    }
+
+    fn exclusions(&self) -> Vec<Exclusion> {
+        vec![Exclusion::Snapshot]
+    }
+
+    fn stops_between_batches(&self) -> bool {
+        false
+    }
+
+    fn clean_up(&self, context: RecoveryContext) -> BoxFuture<'_, Result<(), JobError>> {
+        Box::pin(async move {
+            let settings = SessionSettings::control(format!("pgreeve:sweep:{}", context.job));
+            let mut session = Session::open(&context.target, &settings)
+                .await
+                .map_err(|error| JobError::database("open a session", &error))?;
+            let swept = self.sweep(&mut session, &context).await;
+            session.close().await;
+            swept
+        })
+    }
+
+    fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {
+        Box::pin(async move {
+            let missing =
+                |cause: String| JobError::refused("find pg_dump and pg_restore", cause, "install postgresql-client");
+            let programs = match &self.programs {
+                Some(programs) => programs.clone(),
+                None => Programs::find().map_err(|error| missing(error.to_string()))?,
+            };
+            let ready = preflight::check(context.session.connection(), &programs).await?;
+            let store_failed = |error| sweep::store_error(format!("open the store {}", self.settings.store), error);
+            let store = (self.open_store)().await.map_err(store_failed)?;
+            store.probe().await.map_err(store_failed)?;
+            let setup = Setup {
+                store_name: self.settings.store.to_string(),
+                store,
+                programs,
+                packing: self.settings.compress.into(),
+                sizes: self.sizes,
+                instance: self.instance.clone(),
+            };
+            let plan: Box<dyn Plan> = Box::new(BackupPlan {
+                setup,
+                ready,
+                keep: self.settings.keep.as_ref().map(Keep::policy),
+                timezone: self.timezone.clone(),
+            });
+            Ok(plan)
+        })
+    }
+}
+
+impl BackupJob {
+    /// Removes what runs that are closed have left in the store. A run that goes on keeps its own.
+    async fn sweep(&self, session: &mut Session, context: &RecoveryContext) -> Result<(), JobError> {
+        let connection = session.connection();
+        let store_name = self.settings.store.to_string();
+        let leftovers = Leftovers::OfClosedRuns(context.job.as_str());
+        let found = backups::streaming(connection, &store_name, leftovers)
+            .await
+            .map_err(|error| JobError::database("read the journal of backups", &error))?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let store = (self.open_store)()
+            .await
+            .map_err(|error| sweep::store_error(format!("open the store {store_name}"), error))?;
+        let store = (store_name.as_str(), store.as_ref());
+        run::sweep(connection, context.fence, store, leftovers, context.recorder.as_ref()).await
+    }
+}
+
+struct BackupPlan {
+    setup: Setup,
+    ready: Ready,
+    keep: Option<Policy>,
+    timezone: Timezone,
+}
+
+impl Plan for BackupPlan {
+    fn intent(&self) -> Value {
+        json!({
+            "store": self.setup.store_name,
+            "place": self.setup.store.describe(),
+            "format": "custom",
+            "compress": self.setup.packing.to_string(),
+            "pg_dump_version": self.ready.client.text,
+            "server_version": self.ready.server.text,
+            "tables": self.ready.tables,
+            "database_bytes": self.ready.database_bytes,
+            "prunes": self.keep.is_some(),
+            "warnings": self.ready.warnings,
+        })
+    }
+
+    fn execute<'a>(self: Box<Self>, context: &'a mut JobContext) -> BoxFuture<'a, Result<JobReport, JobError>>
+    where
+        Self: 'a,
+    {
+        Box::pin(async move {
+            let made = run::backup(context, &self.setup, &self.ready).await?;
+            let prune = match &self.keep {
+                Some(policy) => self.prune(context, policy, &made).await?,
+                None => Value::Null,
+            };
+            Ok(JobReport {
+                outcome: Outcome::Succeeded,
+                reason: None,
+                body: report(&self.setup, &made, &prune),
+            })
+        })
+    }
+}
+
+impl BackupPlan {
+    /// Prunes after the backup exists. That it exists stays true whatever happens here, so nothing
+    /// but an audit log that cannot be written is an error.
+    async fn prune(&self, context: &mut JobContext, policy: &Policy, made: &Made) -> Result<Value, JobError> {
+        let store = self.setup.store.as_ref();
+        let filter = Filter {
+            database: Some(&context.database),
+            job: Some(context.job.as_str()),
+        };
+        let catalog = match catalog::list(store, filter).await {
+            Ok(catalog) => catalog,
+            Err(error) => return Ok(json!({ "failed": error.to_string() })),
+        };
+        // "Now" is the server's clock, read when the backup was published.
+        let plan = prune::plan_catalog(&catalog, policy, made.manifest.finished_at, self.timezone.rules());
+        let unreadable: Vec<&str> = catalog
+            .unreadable
+            .iter()
+            .map(|manifest| manifest.key.as_str())
+            .collect();
+        if let Err(error) = prune::check(&plan, None) {
+            return Ok(json!({ "refused": error.to_string(), "unreadable": unreadable }));
+        }
+        let doomed: Vec<&str> = plan.removals().map(|backup| backup.id.as_str()).collect();
+        if !doomed.is_empty() {
+            let intent = json!({ "phase": "intent", "store": self.setup.store_name, "backups": doomed });
+            context.recorder.record("backup.pruned", intent).await?;
+        }
+        let (pruned, problem) = match prune::prune(store, &catalog, &plan, None).await {
+            Ok(pruned) => (pruned, None),
+            Err(PruneError::Store { pruned, error }) => (pruned, Some(error.to_string())),
+            Err(error @ PruneError::Drastic { .. }) => (Pruned::default(), Some(error.to_string())),
+        };
+        if !doomed.is_empty() {
+            let done = json!({
+                "phase": "done", "store": self.setup.store_name, "backups": pruned.removed, "failed": problem,
+            });
+            context.recorder.record("backup.pruned", done).await?;
+        }
+        let body = json!({
+            "removed": pruned.removed, "bytes": pruned.bytes, "kept": plan.fates.len() - doomed.len(),
+            "failed": problem, "unreadable": unreadable,
+        });
+        Ok(body)
+    }
+}
+
+fn report(setup: &Setup, made: &Made, prune: &Value) -> Value {
+    let manifest = &made.manifest;
+    json!({
+        "backup_id": manifest.id,
+        "store": setup.store_name,
+        "bytes": manifest.bytes(),
+        "bytes_raw": manifest.bytes_raw(),
+        "rows": manifest.rows(),
+        "tables": manifest.tables.len(),
+        "objects": manifest.objects.len(),
+        "parts": manifest.objects.iter().map(|object| u64::from(object.parts)).sum::<u64>(),
+        "duration_ms": u64::try_from(made.elapsed.as_millis()).unwrap_or(u64::MAX),
+        "warnings": made.warnings,
+        "prune": prune,
+    })
+}

@@ -1,0 +1,100 @@
+//! The kinds: thin files that say *what* a run does; the engines below say how.
+
+pub mod backup;
+pub mod build;
+pub mod retention;
+pub mod transition;
+
+use serde::Serialize;
+
+use self::backup::BackupSettings;
+use self::retention::RetentionSettings;
+use self::transition::TransitionSettings;
+use crate::job::Kind;
+use crate::values::fingerprint;
+
+/// A job's kind with its settings: `[jobs.NAME] KIND = { … }`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KindSettings {
+    /// `retention = { … }`
+    Retention(RetentionSettings),
+    /// `transition = { … }`
+    Transition(TransitionSettings),
+    /// `backup = { … }`
+    Backup(BackupSettings),
+}
+
+impl KindSettings {
+    /// The kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Retention(_) => Kind::Retention,
+            Self::Transition(_) => Kind::Transition,
+            Self::Backup(_) => Kind::Backup,
+        }
+    }
+
+    /// The policy's identity, `sha256:` and 64 hexadecimal digits: equal for settings that mean the
+    /// same however they were written, different for any other. It is what `pgreeve approve` approves.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        // Settings hold only what JSON can say. Should a kind ever break that, its debug form
+        // still tells two policies apart.
+        let canonical = serde_json::to_value(self).map_or_else(|_| format!("{self:?}"), |value| value.to_string());
+        fingerprint(&canonical)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retention(keep: &str) -> RetentionSettings {
+        RetentionSettings {
+            table: "events".parse().unwrap(),
+            age_column: "created_at".to_owned(),
+            keep: keep.parse().unwrap(),
+            predicate: Some("processed".to_owned()),
+            timezone: None,
+            max_fraction: None,
+            max_rows: None,
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_is_the_digest_of_the_canonical_json() {
+        let policy = KindSettings::Retention(retention("90d"));
+        let canonical =
+            r#"{"retention":{"age_column":"created_at","keep":"90d","table":"events","where":"processed"}}"#;
+        assert_eq!(
+            policy.fingerprint(),
+            fingerprint(canonical),
+            "{}",
+            serde_json::to_value(&policy).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_fingerprint_changes_with_the_meaning_only() {
+        let policy = KindSettings::Retention(retention("90d"));
+        assert_eq!(
+            KindSettings::Retention(retention("12w6d")).fingerprint(),
+            policy.fingerprint()
+        );
+        for other in [
+            retention("91d"),
+            RetentionSettings {
+                predicate: None,
+                ..retention("90d")
+            },
+            RetentionSettings {
+                max_rows: Some(1),
+                ..retention("90d")
+            },
+        ] {
+            assert_ne!(KindSettings::Retention(other).fingerprint(), policy.fingerprint());
+        }
+    }
+}
