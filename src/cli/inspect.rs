@@ -1,0 +1,244 @@
+//! Verbs that look: `check`, `next`, `status`, `history`.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::site::{database_failure, job};
+use super::{Exit, Failure, bad_configuration, output};
+use crate::config::{Config, JobSettings};
+use crate::job::Outcome;
+use crate::ledger::runs::{self, HistoryFilter, RunRecord};
+use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
+use crate::postgres::sqlstate::DatabaseError;
+use crate::values::{JobName, Name};
+
+pub(super) async fn check(file: &Path, connect: bool, json: bool) -> Result<Exit, Failure> {
+    let (findings, config) = match Config::load(file) {
+        Ok((config, warnings)) => (warnings, Some(config)),
+        Err(findings) => (findings, None),
+    };
+    let mut findings = findings;
+    let mut exit = Exit::BadConfiguration;
+    if let (true, Some(config)) = (connect, &config) {
+        let met = super::connect::check(config).await;
+        if met.passing {
+            exit = Exit::TryAgain;
+        }
+        findings.extend(met.findings);
+    }
+    let errors = findings.iter().any(crate::config::Finding::is_error);
+    if json {
+        output::document(&json!({ "version": 1, "findings": findings }));
+        return Ok(if errors { exit } else { Exit::Green });
+    }
+    output::findings(&findings);
+    if errors {
+        return Err(Failure {
+            exit,
+            ..bad_configuration(file, &findings)
+        });
+    }
+    if let Some(config) = config {
+        let (jobs, databases, stores) = (config.jobs.len(), config.databases.len(), config.stores.len());
+        let how = if connect {
+            "makes sense, and its databases and stores agree"
+        } else {
+            "makes sense"
+        };
+        output::line(&format!(
+            "{} {how}: {jobs} jobs, {databases} databases, {stores} stores",
+            file.display()
+        ));
+    }
+    Ok(Exit::Green)
+}
+
+pub(super) fn next(
+    config: &Config,
+    only: Option<&JobName>,
+    number: u16,
+    from: Option<Timestamp>,
+    as_json: bool,
+) -> Result<Exit, Failure> {
+    let jobs: Vec<&JobSettings> = match only {
+        Some(name) => vec![job(config, name)?],
+        None => config.jobs.values().collect(),
+    };
+    let from = from.unwrap_or_else(Timestamp::now);
+    let mut occurrences = Vec::new();
+    for settings in jobs {
+        let mut after = from;
+        for _ in 0..number {
+            let Some(slot) = settings.schedule.next_after(after) else {
+                break;
+            };
+            after = slot.scheduled_for;
+            occurrences.push((settings, slot));
+        }
+    }
+    occurrences.sort_by(|(a, slot), (b, other)| (slot.scheduled_for, &a.name).cmp(&(other.scheduled_for, &b.name)));
+    let local = |settings: &JobSettings, at: Timestamp| {
+        let zoned = at.to_zoned(settings.schedule.timezone().rules().clone());
+        zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
+    };
+    if as_json {
+        let slots: Vec<Value> = occurrences
+            .iter()
+            .map(|(settings, slot)| {
+                json!({
+                    "job": settings.name, "scheduled_for": slot.scheduled_for,
+                    "local": local(settings, slot.scheduled_for),
+                    "timezone": settings.schedule.timezone().name(), "adjusted": slot.adjusted,
+                })
+            })
+            .collect();
+        output::document(&json!({ "version": 1, "occurrences": slots }));
+    } else {
+        let rows: Vec<Vec<String>> = occurrences
+            .iter()
+            .map(|(settings, slot)| {
+                vec![
+                    settings.name.to_string(),
+                    slot.scheduled_for.to_string(),
+                    local(settings, slot.scheduled_for),
+                    settings.schedule.timezone().name().to_owned(),
+                    slot.adjusted
+                        .map_or("", super::super::schedule::cron::Adjusted::as_str)
+                        .to_owned(),
+                ]
+            })
+            .collect();
+        output::table(&["JOB", "UTC", "LOCAL", "ZONE", "ADJUSTED"], &rows);
+    }
+    Ok(Exit::Green)
+}
+
+pub(super) async fn history(config: &Config, filter: &HistoryFilter, as_json: bool) -> Result<Exit, Failure> {
+    let (mut records, mut exit) = (Vec::new(), Exit::Green);
+    for (database, settings) in &config.databases {
+        match read_history(&settings.target, database, filter).await {
+            Ok(found) => records.extend(found),
+            // The history of the others is worth having all the same.
+            Err(error) => {
+                let failure = database_failure(&format!("read the history of {database}"), &error);
+                output::error(&failure.message, failure.remedy.as_deref());
+                exit = failure.exit;
+            }
+        }
+    }
+    records.sort_by_key(|record| std::cmp::Reverse(record.scheduled_for.or(record.started_at)));
+    if as_json {
+        output::document(&json!({ "version": 1, "runs": records }));
+    } else {
+        output::table(
+            &[
+                "SLOT OR START",
+                "JOB",
+                "DATABASE",
+                "TRIGGER",
+                "ATTEMPT",
+                "OUTCOME",
+                "REASON",
+            ],
+            &records.iter().map(history_row).collect::<Vec<_>>(),
+        );
+    }
+    Ok(exit)
+}
+
+fn history_row(record: &RunRecord) -> Vec<String> {
+    vec![
+        record
+            .scheduled_for
+            .or(record.started_at)
+            .map(|at| at.to_string())
+            .unwrap_or_default(),
+        record.job.clone(),
+        record.database.clone(),
+        record.trigger.clone(),
+        record.attempt.to_string(),
+        record.outcome.clone().unwrap_or_else(|| "running".to_owned()),
+        record.reason.clone().unwrap_or_default(),
+    ]
+}
+
+/// The runs of one database; none when pgreeve has never worked on it.
+async fn read_history(
+    target: &ConnectTarget,
+    database: &Name,
+    filter: &HistoryFilter,
+) -> Result<Vec<RunRecord>, DatabaseError> {
+    let mut session = Session::open(target, &SessionSettings::control("pgreeve:history")).await?;
+    let known: bool = sqlx::query_scalar("SELECT pg_catalog.to_regclass('pgreeve.run') IS NOT NULL")
+        .fetch_one(session.connection())
+        .await?;
+    let records = if known {
+        runs::history(session.connection(), database.as_str(), filter).await?
+    } else {
+        Vec::new()
+    };
+    session.close().await;
+    Ok(records)
+}
+
+pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failure> {
+    let now = Timestamp::now();
+    let (mut entries, mut worst) = (Vec::new(), Exit::Green);
+    for settings in config.jobs.values() {
+        let filter = HistoryFilter {
+            job: Some(settings.name.clone()),
+            limit: 1,
+            ..HistoryFilter::default()
+        };
+        let target = &super::site::target(config, &settings.database)?;
+        let last = read_history(target, &settings.database, &filter).await;
+        let (record, trouble) = match last {
+            Ok(mut records) => (records.pop(), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let ended = record.as_ref().and_then(RunRecord::outcome);
+        if trouble.is_some() || ended.is_some_and(|outcome| outcome != Outcome::Succeeded) {
+            worst = Exit::NotGreen;
+        }
+        let next = settings.schedule.next_after(now).map(|slot| slot.scheduled_for);
+        entries.push((settings, record, trouble, next));
+    }
+    if as_json {
+        let jobs: Vec<Value> = entries
+            .iter()
+            .map(|(settings, record, trouble, next)| {
+                json!({ "job": settings.name, "database": settings.database, "last": record, "error": trouble, "next": next })
+            })
+            .collect();
+        output::document(&json!({ "version": 1, "jobs": jobs }));
+        return Ok(worst);
+    }
+    let rows: Vec<Vec<String>> = entries
+        .iter()
+        .map(|(settings, record, trouble, next)| {
+            let last = record.as_ref().map(history_row).unwrap_or_default();
+            let cell = |index: usize| last.get(index).cloned().unwrap_or_default();
+            vec![
+                settings.name.to_string(),
+                settings.database.to_string(),
+                trouble.clone().map_or_else(
+                    || {
+                        if last.is_empty() {
+                            "never ran".to_owned()
+                        } else {
+                            cell(5)
+                        }
+                    },
+                    |error| format!("unknown: {error}"),
+                ),
+                cell(0),
+                next.map(|at| at.to_string()).unwrap_or_default(),
+                cell(6),
+            ]
+        })
+        .collect();
+    output::table(&["JOB", "DATABASE", "LAST", "AT", "NEXT", "REASON"], &rows);
+    Ok(worst)
+}

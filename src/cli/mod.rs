@@ -1,0 +1,347 @@
+//! The command line: one file per group of verbs. Nothing is decided here; verbs call the rooms
+//! below and turn what they answer into text, JSON and an exit code.
+
+mod audit;
+mod backup;
+mod connect;
+#[cfg(feature = "demo")]
+mod demo;
+mod inspect;
+mod output;
+mod run;
+mod site;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+
+use crate::config::{Config, Finding};
+use crate::job::Outcome;
+use crate::telemetry::logs;
+use crate::values::JobName;
+
+/// Maintenance and retention daemon for PostgreSQL.
+///
+/// Deletes what is past its keep period, moves stale rows on, streams verified backups to a store,
+/// on schedule, and keeps a record of it that an outsider can check.
+#[derive(Debug, Parser)]
+#[command(name = "pgreeve", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 green, 1 failed, 2 usage, 3 ran but not green, 4 tampering found, 75 try again, 78 bad configuration."
+)]
+struct Cli {
+    /// The configuration file.
+    #[arg(
+        long,
+        global = true,
+        env = "PGREEVE_CONFIG",
+        default_value = "/etc/pgreeve/config.toml",
+        value_name = "FILE"
+    )]
+    config: PathBuf,
+    /// Print one JSON document instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground, as systemd wants it.
+    Daemon,
+    /// Check the configuration; every mistake at once.
+    Check(CheckArguments),
+    /// Show what a run of a job would do; changes nothing.
+    Plan {
+        /// The job's name.
+        job: JobName,
+    },
+    /// Approve a new or changed destructive policy, so that it may act.
+    Approve {
+        /// The policy's hash as `plan` shows it, or its first eight digits or more.
+        hash: String,
+    },
+    /// Run a job once, now, with the same locks and records as by schedule.
+    Run(RunArguments),
+    /// Show the next due times of every job.
+    Next(NextArguments),
+    /// Show how each job stands: its last run and its next slot.
+    Status,
+    /// Show what ran, and what did not and why.
+    History(HistoryArguments),
+    /// Backups: list them, restore one.
+    #[command(subcommand)]
+    Backup(BackupVerb),
+    /// The audit log: verify it.
+    #[command(subcommand)]
+    Audit(AuditVerb),
+    /// See all of it work on a throwaway server with sample data.
+    #[cfg(feature = "demo")]
+    Demo {
+        /// How many events the sample database holds.
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..))]
+        events: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CheckArguments {
+    /// Also connect to every database and store and check each job against them.
+    #[arg(long)]
+    connect: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
+    /// The job's name.
+    job: JobName,
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct NextArguments {
+    /// One job only.
+    job: Option<JobName>,
+    /// How many due times of each job.
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    number: u16,
+    /// Due times after this instant instead of now (RFC 3339).
+    #[arg(long, value_name = "T")]
+    from: Option<Timestamp>,
+}
+
+#[derive(Debug, Args)]
+struct HistoryArguments {
+    /// One job only.
+    #[arg(long)]
+    job: Option<JobName>,
+    /// Runs and slots since this instant (RFC 3339).
+    #[arg(long, value_name = "T")]
+    since: Option<Timestamp>,
+    /// One outcome only, such as `failed`.
+    #[arg(long, value_parser = parse_outcome)]
+    outcome: Option<Outcome>,
+    /// At most so many of each database, the newest.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
+    limit: i64,
+}
+
+#[derive(Debug, Subcommand)]
+enum BackupVerb {
+    /// List the backups that exist: those whose manifest is in the store.
+    List {
+        /// Backups of one job only.
+        #[arg(long)]
+        job: Option<JobName>,
+    },
+    /// Restore a backup into a database that does not exist yet, and prove it equal.
+    Restore(RestoreArguments),
+}
+
+#[derive(Debug, Args)]
+struct RestoreArguments {
+    /// The backup's id, or `latest`.
+    id: String,
+    /// The name of the new database.
+    #[arg(long, value_name = "NEWDB")]
+    into: String,
+    /// The job whose backup it is, where several could be meant.
+    #[arg(long)]
+    job: Option<JobName>,
+    /// Restore as this role, on this server; default: the role that made the backup. It needs
+    /// CREATEDB, and membership in the roles that own what is restored.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// Leave out owners and grants, so that no role need exist.
+    #[arg(long)]
+    no_owner: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditVerb {
+    /// Check the whole chain, offline.
+    Verify {
+        /// The log's directory; default: the configuration's `state_dir/audit`.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// The public key to trust; default: the one beside the log.
+        #[arg(long, value_name = "FILE")]
+        public_key: Option<PathBuf>,
+    },
+}
+
+fn parse_outcome(text: &str) -> Result<Outcome, String> {
+    Outcome::from_word(text).ok_or_else(|| {
+        let words: Vec<&str> = Outcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+        format!("the outcomes are {}", words.join(", "))
+    })
+}
+
+/// How the program ends. The numbers are part of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// All is green.
+    Green,
+    /// It failed.
+    Failed,
+    /// The arguments make no sense.
+    Usage,
+    /// It ran, and is not green.
+    NotGreen,
+    /// Somebody has changed the record.
+    Tampered,
+    /// It may succeed later.
+    TryAgain,
+    /// The configuration has mistakes.
+    BadConfiguration,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Green => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::NotGreen => 3,
+            Exit::Tampered => 4,
+            Exit::TryAgain => 75,
+            Exit::BadConfiguration => 78,
+        })
+    }
+}
+
+impl From<Outcome> for Exit {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Succeeded => Self::Green,
+            Outcome::Partial | Outcome::Gated | Outcome::Refused | Outcome::Skipped | Outcome::Cancelled => {
+                Self::NotGreen
+            }
+            Outcome::Failed | Outcome::TimedOut | Outcome::Missed | Outcome::Abandoned | Outcome::Unknown => {
+                Self::Failed
+            }
+        }
+    }
+}
+
+/// Why a verb could not do its work: what, and what to do about it.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    remedy: Option<String>,
+    exit: Exit,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            remedy: None,
+            exit,
+        }
+    }
+
+    fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+}
+
+/// Parses the arguments, does what they say, and answers how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Green };
+            let _ = error.print();
+            return exit.into();
+        }
+    };
+    let daemon = matches!(cli.verb, Verb::Daemon);
+    logs::start(if daemon { None } else { Some("warn,pgreeve::runner=off") });
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::error(&format!("the runtime cannot start: {error}"), None);
+            return Exit::Failed.into();
+        }
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output::error(&failure.message, failure.remedy.as_deref());
+            failure.exit.into()
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    let (file, json) = (cli.config.as_path(), cli.json);
+    match cli.verb {
+        Verb::Daemon => run::daemon(load(file)?).await,
+        Verb::Check(arguments) => inspect::check(file, arguments.connect, json).await,
+        Verb::Plan { job } => run::plan(&load(file)?, &job, json).await,
+        Verb::Approve { hash } => run::approve(&load(file)?, &hash, json).await,
+        Verb::Run(arguments) => run::run(&load(file)?, &arguments.job, arguments.reason, json).await,
+        Verb::Next(arguments) => inspect::next(
+            &load(file)?,
+            arguments.job.as_ref(),
+            arguments.number,
+            arguments.from,
+            json,
+        ),
+        Verb::Status => inspect::status(&load(file)?, json).await,
+        Verb::History(arguments) => {
+            let filter = crate::ledger::runs::HistoryFilter {
+                job: arguments.job,
+                since: arguments.since,
+                outcome: arguments.outcome,
+                limit: arguments.limit,
+            };
+            inspect::history(&load(file)?, &filter, json).await
+        }
+        Verb::Backup(BackupVerb::List { job }) => backup::list(&load(file)?, job.as_ref(), json).await,
+        Verb::Backup(BackupVerb::Restore(arguments)) => backup::restore(&load(file)?, &arguments, json).await,
+        Verb::Audit(AuditVerb::Verify { dir, public_key }) => audit::verify(file, dir, public_key.as_deref(), json),
+        #[cfg(feature = "demo")]
+        Verb::Demo { events } => demo::demo(events).await,
+    }
+}
+
+/// Loads the configuration; its mistakes are printed, its warnings too.
+fn load(file: &Path) -> Result<Config, Failure> {
+    match Config::load(file) {
+        Ok((config, warnings)) => {
+            output::findings(&warnings);
+            Ok(config)
+        }
+        Err(findings) => {
+            output::findings(&findings);
+            Err(bad_configuration(file, &findings))
+        }
+    }
+}
+
+fn bad_configuration(file: &Path, findings: &[Finding]) -> Failure {
+    let errors = findings.iter().filter(|finding| finding.is_error()).count();
+    let noun = if errors == 1 { "mistake" } else { "mistakes" };
+    Failure::new(
+        Exit::BadConfiguration,
+        format!("{} has {errors} {noun}; nothing was started", file.display()),
+    )
+}
+
+/// Who asks, for the record: the operating system's user, also behind `sudo`.
+fn actor() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    match std::env::var("SUDO_USER") {
+        Ok(user) if uid == 0 && !user.is_empty() => format!("uid:0 (sudo from {user})"),
+        _ => format!("uid:{uid}"),
+    }
+}

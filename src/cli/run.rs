@@ -1,0 +1,293 @@
+//! Verbs that make something happen: `daemon`, `plan`, `approve`, `run`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::site::{database_failure, job, target};
+use super::{Exit, Failure, actor, output};
+use crate::audit::{AuditError, AuditLog, Entry, RecordKind};
+use crate::config::{Config, JobSettings};
+use crate::daemon::{self, DaemonError};
+use crate::job::{Disposition, JobError, Progress, RecordError, Recorder, Trigger};
+use crate::ledger::leader::{Campaign, Fence, Leader};
+use crate::ledger::runs::{self, NewRun, RunRecord};
+use crate::ledger::{migrate, policies};
+use crate::lifecycle;
+use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
+use crate::runner::{self, RunRequest, Runner, Site, Stops};
+use crate::schedule::recovery;
+use crate::values::{JobName, Name, RunId};
+
+/// How often a terminal's progress line is renewed at the most.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+pub(super) async fn daemon(config: Config) -> Result<Exit, Failure> {
+    match daemon::run(&config).await {
+        Ok(()) => Ok(Exit::Green),
+        Err(DaemonError::Audit(error)) => Err(audit_failure(&error)),
+        Err(error) => Err(Failure::new(Exit::Failed, error.to_string())),
+    }
+}
+
+pub(super) async fn plan(config: &Config, name: &JobName, json: bool) -> Result<Exit, Failure> {
+    let settings = job(config, name)?;
+    let site = look(&settings.database, target(config, &settings.database)?).await?;
+    let runnable = daemon::runnable(config, settings);
+    let plan = runner::plan_only(&runnable, &site, Arc::new(NothingIsRecorded))
+        .await
+        .map_err(|error| job_failure(&error))?;
+    let document = json!({
+        "job": name, "kind": settings.kind.kind(), "database": settings.database, "policy": runnable.policy,
+        "approval": settings.approval, "intent": plan,
+    });
+    if json {
+        output::document(&json!({ "version": 1, "plan": document }));
+    } else {
+        output::line(&format!("job       {name} ({})", settings.kind.kind().as_str()));
+        output::line(&format!("database  {}", settings.database));
+        output::line(&format!("policy    {}", runnable.policy));
+        print_object(&plan);
+    }
+    Ok(Exit::Green)
+}
+
+fn print_object(value: &Value) {
+    let Some(object) = value.as_object() else { return };
+    let width = object.keys().map(String::len).max().unwrap_or(0).max(8);
+    for (key, value) in object {
+        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+        output::line(&format!("{key:width$}  {text}"));
+    }
+}
+
+pub(super) async fn approve(config: &Config, hash: &str, json: bool) -> Result<Exit, Failure> {
+    let digits = hash.strip_prefix("sha256:").unwrap_or(hash);
+    if digits.len() < 8 || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Err(Failure::new(Exit::Usage, format!("`{hash}` is not a policy's hash"))
+            .with_remedy("`pgreeve plan JOB` shows it; give at least its first eight digits"));
+    }
+    let wanted = format!("sha256:{}", digits.to_lowercase());
+    let matching: Vec<&JobSettings> = config
+        .jobs
+        .values()
+        .filter(|job| job.kind.fingerprint().starts_with(&wanted))
+        .collect();
+    if matching.is_empty() {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("no job of the configuration has the policy {hash}"),
+        )
+        .with_remedy("the policy was changed since it was planned; look at `pgreeve plan JOB` again"));
+    }
+    let audit = open_audit(config)?;
+    for settings in matching {
+        let site = look(&settings.database, target(config, &settings.database)?).await?;
+        let runnable = daemon::runnable(config, settings);
+        // What is approved is what the policy would do today, not only its text.
+        let plan = runner::plan_only(&runnable, &site, Arc::new(NothingIsRecorded))
+            .await
+            .map_err(|error| job_failure(&error))?;
+        let failed = |error| database_failure("keep the approval", &error);
+        migrate::apply(&site.target).await.map_err(failed)?;
+        let mut session = Session::open(&site.target, &SessionSettings::control("pgreeve:approve"))
+            .await
+            .map_err(failed)?;
+        policies::propose(session.connection(), &runnable.policy, &runnable.name, &plan)
+            .await
+            .map_err(failed)?;
+        let entry = Entry::new(RecordKind::PolicyApproved, json!({ "plan": plan }))
+            .job(runnable.name.clone())
+            .database(site.system_identifier.clone())
+            .policy(runnable.policy.clone())
+            .actor(actor());
+        audit.append(entry).await.map_err(|error| audit_failure(&error))?;
+        policies::approve(session.connection(), &runnable.policy, &actor())
+            .await
+            .map_err(failed)?;
+        session.close().await;
+        if json {
+            output::document(&json!({ "version": 1, "approved": { "job": runnable.name, "policy": runnable.policy } }));
+        } else {
+            output::line(&format!("approved {} for {}", runnable.policy, runnable.name));
+        }
+    }
+    Ok(Exit::Green)
+}
+
+pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, json: bool) -> Result<Exit, Failure> {
+    let settings = job(config, name)?;
+    let audit = open_audit(config)?;
+    let mut site = look(&settings.database, target(config, &settings.database)?).await?;
+    migrate::apply(&site.target)
+        .await
+        .map_err(|error| database_failure("set up the ledger", &error))?;
+    let campaign = Leader::campaign(&site.target, &config.daemon.instance, None)
+        .await
+        .map_err(|error| database_failure("reach the leader row", &error))?;
+    // Where a daemon leads, the run joins its epoch: the job's lock keeps the two apart.
+    let mut lead = match campaign {
+        Campaign::Won(lead) => {
+            site.fence = lead.term.fence;
+            Some(lead)
+        }
+        Campaign::Held { epoch, .. } => {
+            site.fence = Fence { epoch };
+            None
+        }
+        Campaign::Standby => {
+            return Err(
+                Failure::new(Exit::TryAgain, format!("{} is a standby", settings.database))
+                    .with_remedy("run against the primary, or after the promotion"),
+            );
+        }
+    };
+    if let Some(lead) = &mut lead {
+        recovery::recover(lead, &audit, settings.database.as_str())
+            .await
+            .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    }
+    let record = run_once(config, settings, site, &audit, note, json).await?;
+    if let Some(lead) = lead {
+        lead.resign().await;
+    }
+    let exit = record.outcome().map_or(Exit::Failed, Exit::from);
+    if json {
+        output::document(&json!({ "version": 1, "run": record }));
+    } else {
+        print_record(&record);
+    }
+    Ok(exit)
+}
+
+async fn run_once(
+    config: &Config,
+    settings: &JobSettings,
+    site: Site,
+    audit: &AuditLog,
+    note: Option<String>,
+    json: bool,
+) -> Result<RunRecord, Failure> {
+    let runnable = daemon::runnable(config, settings);
+    let row = NewRun {
+        run: RunId::new(),
+        job: settings.name.clone(),
+        kind: settings.kind.kind(),
+        scheduled_for: None,
+        timezone: settings.schedule.timezone().name().to_owned(),
+        adjusted: None,
+        trigger: Trigger::Manual,
+        actor: actor(),
+        instance: config.daemon.instance.clone(),
+        epoch: site.fence.epoch,
+        policy: runnable.policy.clone(),
+    };
+    let failed = |error| database_failure("open the run in the ledger", &error);
+    let mut session = Session::open(&site.target, &SessionSettings::control("pgreeve:run"))
+        .await
+        .map_err(failed)?;
+    runs::admit(session.connection(), &row).await.map_err(failed)?;
+    session.close().await;
+    let stops = Stops::default();
+    lifecycle::listen(stops.clone())
+        .map_err(|error| Failure::new(Exit::Failed, format!("listen to signals: {error}")))?;
+    let progress = Progress::new();
+    let shown = (output::is_watched() && !json).then(|| tokio::spawn(show_progress(progress.clone())));
+    let request = RunRequest {
+        run: row.run,
+        job: runnable,
+        site,
+        scheduled_for: None,
+        trigger: Trigger::Manual,
+        actor: row.actor,
+        note,
+        stops,
+        progress,
+    };
+    let record = Runner::new(audit.clone()).execute(request).await;
+    if let Some(shown) = shown {
+        shown.abort();
+        output::progress("");
+    }
+    Ok(record)
+}
+
+pub(super) async fn show_progress(progress: Progress) {
+    let started = std::time::Instant::now();
+    let mut states = progress.subscribe();
+    while states.changed().await.is_ok() {
+        let state = states.borrow_and_update().clone();
+        let seconds = started.elapsed().as_secs_f64().max(0.001);
+        #[expect(clippy::cast_precision_loss, reason = "shown to a person")]
+        let rate = state.done as f64 / seconds;
+        let of = state.total.map(|total| format!(" of {total}")).unwrap_or_default();
+        output::progress(&format!("{}{of} {} ({rate:.0} per second)", state.done, state.unit));
+        tokio::time::sleep(PROGRESS_EVERY).await;
+    }
+}
+
+fn print_record(record: &RunRecord) {
+    output::line(&format!("run       {}", record.run_id));
+    output::line(&format!("job       {} ({})", record.job, record.kind));
+    output::line(&format!("outcome   {}", record.outcome.as_deref().unwrap_or("unknown")));
+    if let Some(reason) = &record.reason {
+        output::line(&format!("reason    {reason}"));
+    }
+    print_object(&record.report);
+}
+
+/// Learns who and where, without writing anything.
+pub(super) async fn look(database: &Name, target: &ConnectTarget) -> Result<Site, Failure> {
+    let failed = |error| database_failure(&format!("database {database}"), &error);
+    let mut session = Session::open(target, &SessionSettings::control("pgreeve:look"))
+        .await
+        .map_err(failed)?;
+    let system_identifier = crate::ledger::leader::identify(session.connection())
+        .await
+        .map_err(failed)?;
+    session.close().await;
+    Ok(Site {
+        database: database.to_string(),
+        target: target.clone(),
+        system_identifier,
+        fence: Fence { epoch: -1 },
+    })
+}
+
+pub(super) fn open_audit(config: &Config) -> Result<AuditLog, Failure> {
+    AuditLog::open(&config.daemon.state_dir.join("audit"), &config.daemon.instance)
+        .map_err(|error| audit_failure(&error))
+}
+
+fn audit_failure(error: &AuditError) -> Failure {
+    Failure::new(
+        Exit::Failed,
+        format!("the audit log cannot be used, so nothing runs: {error}"),
+    )
+    .with_remedy(error.remedy.clone())
+}
+
+pub(super) fn job_failure(error: &JobError) -> Failure {
+    let exit = match error.disposition {
+        Disposition::Transient => Exit::TryAgain,
+        Disposition::Refused | Disposition::Cancelled => Exit::NotGreen,
+        Disposition::Permanent => Exit::Failed,
+    };
+    let failure = Failure::new(exit, error.to_string());
+    match &error.remedy {
+        Some(remedy) => failure.with_remedy(remedy.clone()),
+        None => failure,
+    }
+}
+
+/// A plan changes nothing, so it has nothing to record; a job that tries is wrong.
+pub(super) struct NothingIsRecorded;
+
+impl Recorder for NothingIsRecorded {
+    fn record<'a>(&'a self, kind: &'static str, _: Value) -> futures::future::BoxFuture<'a, Result<(), RecordError>> {
+        Box::pin(std::future::ready(Err(RecordError(format!(
+            "a plan may not record {kind}"
+        )))))
+    }
+}

@@ -1,0 +1,241 @@
+//! The daemon: the start sequence in one readable function, and the only place that sees every
+//! part.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::audit::{AuditError, AuditLog, Entry, RecordKind};
+use crate::config::{Config, JobSettings};
+use crate::job::Approval;
+use crate::jobs::KindSettings;
+use crate::jobs::build::{Surroundings, build};
+use crate::lifecycle;
+use crate::runner::{RunnableJob, Runner, Stops};
+use crate::schedule::dispatcher::{Dispatcher, Standing, Status};
+use crate::schedule::heartbeat::Heartbeat;
+use crate::schedule::slots::ScheduledJob;
+use crate::values::Name;
+
+/// How often the audit log is sealed with a signed checkpoint, also when nothing happens.
+const CHECKPOINT_EVERY: Duration = Duration::from_hours(1);
+/// How long the daemon waits for its databases' first answers before it says it is ready.
+const FIRST_ANSWERS: Duration = Duration::from_secs(20);
+/// A dispatcher's loop that was not seen alive for so long has stopped; the watchdog may bite.
+const DEAD_LOOP: Duration = Duration::from_secs(90);
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The audit log cannot be written, so nothing may run.
+    #[error("{0}")]
+    Audit(#[from] AuditError),
+    /// Signals cannot be listened to.
+    #[error("listen to signals: {0}")]
+    Signals(#[source] std::io::Error),
+    /// The heartbeat cannot start.
+    #[error("start the heartbeat: {0}")]
+    Heartbeat(String),
+}
+
+/// Runs until it is asked to stop.
+///
+/// # Errors
+/// When it cannot start; nothing has run then.
+pub async fn run(config: &Config) -> Result<(), DaemonError> {
+    let audit = AuditLog::open(&config.daemon.state_dir.join("audit"), &config.daemon.instance)?;
+    let actor = format!("daemon:{}", config.daemon.instance);
+    announce(&audit, config, &actor).await?;
+
+    let stops = Stops::default();
+    lifecycle::listen(stops.clone()).map_err(DaemonError::Signals)?;
+
+    let runner = Runner::new(audit.clone());
+    let mut dispatchers = JoinSet::new();
+    let (mut senders, mut states, mut liveness) = (Vec::new(), Vec::new(), Vec::new());
+    for (database, jobs) in jobs_by_database(config) {
+        let target = config.databases[database].target.clone();
+        let instance = config.daemon.instance.clone();
+        let dispatcher = Dispatcher::new(
+            database.clone(),
+            target,
+            instance,
+            jobs,
+            runner.clone(),
+            audit.clone(),
+            stops.clone(),
+        );
+        let (sender, receiver) = mpsc::channel(1);
+        senders.push(sender);
+        states.push(dispatcher.status());
+        liveness.push(dispatcher.liveness());
+        dispatchers.spawn(dispatcher.run(receiver));
+    }
+    let heartbeat = Heartbeat::start(move || {
+        for sender in &senders {
+            // A full channel means that the dispatcher has a poke waiting already.
+            let _ = sender.try_send(());
+        }
+    })
+    .await
+    .map_err(|error| DaemonError::Heartbeat(error.to_string()))?;
+
+    let first_answers = states.clone();
+    tokio::spawn(async move {
+        let _ = tokio::time::timeout(FIRST_ANSWERS, wait_for_answers(first_answers)).await;
+        lifecycle::notify(&[NotifyState::Ready]);
+        tracing::info!("ready");
+    });
+    tokio::spawn(publish_status(states));
+    tokio::spawn(keep_watchdog_quiet(liveness));
+    let sealing = tokio::spawn(seal_hourly(audit.clone()));
+
+    while dispatchers.join_next().await.is_some() {}
+    heartbeat.stop().await;
+    sealing.abort();
+    audit
+        .append(Entry::new(RecordKind::DaemonStop, json!({})).actor(actor))
+        .await?;
+    audit.append_checkpoint().await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A job of the configuration, ready to run.
+#[must_use]
+pub fn runnable(config: &Config, settings: &JobSettings) -> RunnableJob {
+    let store = match &settings.kind {
+        KindSettings::Backup(backup) => config.stores.get(&backup.store).cloned(),
+        KindSettings::Retention(_) | KindSettings::Transition(_) => None,
+    };
+    let surroundings = Surroundings {
+        instance: config.daemon.instance.clone(),
+        timezone: settings.schedule.timezone().clone(),
+        store,
+    };
+    RunnableJob {
+        name: settings.name.clone(),
+        job: build(&settings.kind, &surroundings),
+        policy: settings.kind.fingerprint(),
+        approval_required: settings.approval == Approval::Required,
+        run_timeout: settings.run_timeout,
+        lock_timeout: settings.lock_timeout,
+        retries: settings.retries,
+    }
+}
+
+/// Every database of the configuration, with its jobs; also those without one, so that their
+/// records are mended.
+fn jobs_by_database(config: &Config) -> BTreeMap<&Name, Vec<ScheduledJob>> {
+    let mut jobs: BTreeMap<&Name, Vec<ScheduledJob>> = config.databases.keys().map(|name| (name, Vec::new())).collect();
+    for settings in config.jobs.values() {
+        let job = ScheduledJob::new(
+            runnable(config, settings),
+            settings.schedule.clone(),
+            settings.missed,
+            settings.catch_up_window,
+        );
+        jobs.entry(&settings.database).or_default().push(job);
+    }
+    jobs
+}
+
+async fn announce(audit: &AuditLog, config: &Config, actor: &str) -> Result<(), AuditError> {
+    let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
+    let policies: BTreeMap<&str, String> = config
+        .jobs
+        .values()
+        .map(|job| (job.name.as_str(), job.kind.fingerprint()))
+        .collect();
+    let schedules: BTreeMap<&str, String> = config
+        .jobs
+        .values()
+        .map(|job| {
+            (
+                job.name.as_str(),
+                format!("{} {}", job.schedule, job.schedule.timezone().name()),
+            )
+        })
+        .collect();
+    let start =
+        json!({ "version": env!("CARGO_PKG_VERSION"), "instance": config.daemon.instance, "pid": std::process::id() });
+    audit
+        .append(Entry::new(RecordKind::DaemonStart, start).actor(actor))
+        .await?;
+    let applied = json!({
+        "files": files, "fingerprint": config.fingerprint, "policies": policies, "schedules": schedules,
+    });
+    audit
+        .append(Entry::new(RecordKind::ConfigApplied, applied).actor(actor))
+        .await?;
+    audit.append_checkpoint().await?;
+    Ok(())
+}
+
+async fn wait_for_answers(states: Vec<watch::Receiver<Status>>) {
+    for mut state in states {
+        // An error means the dispatcher has ended, which is an answer too.
+        let _ = state.wait_for(|status| status.standing != Standing::Connecting).await;
+    }
+}
+
+/// Keeps `systemctl status` informed.
+async fn publish_status(mut states: Vec<watch::Receiver<Status>>) {
+    loop {
+        let text = {
+            let all: Vec<_> = states.iter().map(|state| state.borrow().clone()).collect();
+            status_text(&all)
+        };
+        lifecycle::notify(&[NotifyState::Status(&text)]);
+        let changes = states.iter_mut().map(|state| Box::pin(state.changed()));
+        let (first, _, _) = futures::future::select_all(changes).await;
+        if first.is_err() {
+            return;
+        }
+    }
+}
+
+fn status_text(all: &[Status]) -> String {
+    let leading = all.iter().filter(|status| status.standing == Standing::Leading).count();
+    let mut parts = vec![format!("leading {leading} of {} databases", all.len())];
+    let others = all.iter().filter(|status| status.standing != Standing::Leading);
+    parts.extend(others.map(|status| format!("{} {}", status.database, String::from(&status.standing))));
+    let running: Vec<&str> = all
+        .iter()
+        .flat_map(|status| &status.running)
+        .map(Name::as_str)
+        .collect();
+    if !running.is_empty() {
+        parts.push(format!("running {}", running.join(", ")));
+    }
+    parts.join("; ")
+}
+
+/// Tells the service manager that the dispatchers' loops are alive. A database that is down does
+/// not count: the loop goes on without it, and a restart would not bring it back.
+async fn keep_watchdog_quiet(liveness: Vec<impl Fn() -> Duration + Send>) {
+    let Some(interval) = lifecycle::watchdog_interval() else {
+        return;
+    };
+    loop {
+        tokio::time::sleep(interval).await;
+        if liveness.iter().all(|silent_for| silent_for() < DEAD_LOOP) {
+            lifecycle::notify(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("a dispatcher's loop has stopped; the service manager will restart the daemon");
+        }
+    }
+}
+
+async fn seal_hourly(audit: AuditLog) {
+    loop {
+        tokio::time::sleep(CHECKPOINT_EVERY).await;
+        if let Err(error) = audit.append_checkpoint().await {
+            tracing::error!(error = %error, "the audit log could not be sealed");
+        }
+    }
+}
