@@ -1,0 +1,25 @@
+//! Tests against real parts: a PostgreSQL server, an S3 server, the `pgreeve` program.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    reason = "a test fails by panicking, and not every selection of tests uses all of support"
+)]
+
+mod support;
+
+mod audit;
+mod backup;
+mod cli;
+mod config;
+mod daemon;
+mod restore;
+mod retention;
+mod runner;
+mod sample;
+mod store;
+mod systemd;
+mod transition;
