@@ -1,0 +1,280 @@
+//! Walks the leaves of a table, one batch after another, and yields where it is in the way.
+
+use std::time::{Duration, Instant};
+
+use super::blocks;
+use super::driver::Driver;
+use super::pace::Pace;
+use super::statement::{Range, Statements};
+use super::transaction::{self, Attempt, Failure, Patience, Slice};
+use crate::job::{JobContext, JobError};
+use crate::ledger::batches;
+use crate::postgres::catalog::leaves::Leaf;
+
+/// Rows of the first batch, and the bounds of all.
+const ROWS: (u64, u64, u64) = (1000, 100, 20_000);
+
+/// The most blocks of a batch.
+const MOST_BLOCKS: u64 = 16_384;
+
+/// How often a batch is tried anew, smaller, before rows that others hold are left out.
+const TRIES: u32 = 3;
+
+/// What the batches of this attempt did.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tally {
+    /// Rows deleted or changed.
+    pub(super) rows: u64,
+    /// Transactions that did so.
+    pub(super) batches: u64,
+    /// The longest of them.
+    pub(super) longest: Duration,
+    /// Rows that were due and held by other sessions.
+    pub(super) locked: u64,
+}
+
+/// Why a walk ended before its end.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// The run is to stop.
+    Cancelled,
+    /// The time is up.
+    Budget,
+    /// As many rows as `max_rows` allows are done.
+    Brake,
+    /// It failed.
+    Failed(JobError),
+}
+
+impl From<JobError> for Halt {
+    fn from(error: JobError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Limits of a walk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// When it must end.
+    pub(super) until: Instant,
+    /// The most rows.
+    pub(super) rows: Option<u64>,
+    /// How many rows are expected, for the progress shown.
+    pub(super) expected: u64,
+}
+
+/// A walk under way.
+pub(super) struct Walk<'a> {
+    /// The run.
+    pub(super) context: &'a mut JobContext,
+    /// The rule.
+    pub(super) statements: &'a Statements,
+    /// Its limits.
+    pub(super) limits: Limits,
+    /// What is done.
+    pub(super) tally: &'a mut Tally,
+}
+
+/// The state of the ladder of retries within one leaf.
+struct Ladder {
+    tries: u32,
+    /// Once the ladder was climbed in vain, later batches climb one step only.
+    patience: u32,
+    lockable: bool,
+}
+
+/// What to do after one attempt at a batch.
+enum Next {
+    /// The batch is done: go on after its range.
+    After(Range),
+    /// Try again, smaller.
+    Again,
+    /// Too many rows of one age.
+    Crowded,
+}
+
+impl Walk<'_> {
+    /// Walks one leaf from end to end.
+    pub(super) async fn leaf(&mut self, leaf: &Leaf, lockable: bool) -> Result<(), Halt> {
+        let mut ladder = Ladder {
+            tries: 0,
+            patience: TRIES,
+            lockable,
+        };
+        match Driver::of(leaf) {
+            Driver::TimeRange => self.by_age(leaf, &mut ladder).await,
+            Driver::TidRange => {
+                let blocks = blocks::of(self.context.session.connection(), &leaf.relation).await?;
+                self.by_block(leaf, 0, blocks, &mut ladder).await
+            }
+        }
+    }
+
+    async fn by_age(&mut self, leaf: &Leaf, ladder: &mut Ladder) -> Result<(), Halt> {
+        let (first, least, most) = ROWS;
+        let mut pace = Pace::new(first, least, most);
+        let mut low: Option<String> = None;
+        loop {
+            let slice = Slice::Ages {
+                after: low.clone(),
+                rows: pace.size(),
+            };
+            match self.batch(leaf, &slice, &mut pace, ladder).await? {
+                Next::After(Range::Ages { through: Some(end), .. }) => low = Some(end),
+                Next::After(_) => return Ok(()),
+                Next::Again => {}
+                Next::Crowded => {
+                    let connection = self.context.session.connection();
+                    let (from, until) =
+                        blocks::of_rows(connection, self.statements, &leaf.relation, low.as_deref()).await?;
+                    tracing::debug!(
+                        batch.relation = %leaf.relation.display(), batch.from = from, batch.until = until,
+                        "too many rows share one age for a batch by age; going on block by block"
+                    );
+                    return self.by_block(leaf, from, until, ladder).await;
+                }
+            }
+        }
+    }
+
+    async fn by_block(&mut self, leaf: &Leaf, from: u32, until: u32, ladder: &mut Ladder) -> Result<(), Halt> {
+        let mut pace = Pace::new(blocks::holding(&leaf.relation, ROWS.0), 1, MOST_BLOCKS);
+        let mut block = from;
+        while block < until {
+            let end = u32::try_from(pace.size()).map_or(until, |blocks| block.saturating_add(blocks).min(until));
+            let slice = Slice::Blocks {
+                from: block,
+                until: end,
+            };
+            if let Next::After(_) = self.batch(leaf, &slice, &mut pace, ladder).await? {
+                block = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt at a batch, and what it means for the next.
+    async fn batch(&mut self, leaf: &Leaf, slice: &Slice, pace: &mut Pace, ladder: &mut Ladder) -> Result<Next, Halt> {
+        self.may_go_on()?;
+        let patience = match (ladder.tries < ladder.patience, ladder.lockable) {
+            (true, _) => Patience::Wait,
+            (false, true) => Patience::Leave,
+            (false, false) => Patience::Count,
+        };
+        let allowed = self.limits.rows.map(|most| most.saturating_sub(self.tally.rows));
+        match transaction::run(self.context, self.statements, &leaf.relation, slice, patience, allowed).await {
+            Ok(Attempt::Crowded) => Ok(Next::Crowded),
+            Ok(Attempt::Done {
+                rows,
+                locked,
+                range,
+                elapsed,
+            }) => {
+                if patience != Patience::Wait {
+                    ladder.patience = 1;
+                }
+                ladder.tries = 0;
+                self.count(rows, locked, elapsed);
+                pace.took(elapsed);
+                Ok(Next::After(range))
+            }
+            Err(failure) => self.yield_to(failure, leaf, patience, pace, ladder),
+        }
+    }
+
+    /// Decides whether a failed batch is tried again.
+    fn yield_to(
+        &self,
+        failure: Failure,
+        leaf: &Leaf,
+        patience: Patience,
+        pace: &mut Pace,
+        ladder: &mut Ladder,
+    ) -> Result<Next, Halt> {
+        let operation = format!("run a batch on {}", leaf.relation.display());
+        match failure {
+            Failure::TimedOut(error) => {
+                if pace.halve() {
+                    tracing::info!(
+                        batch.relation = %leaf.relation.display(), batch.size = pace.size(),
+                        "a batch ran into its time limit; trying again with a smaller one"
+                    );
+                    return Ok(Next::Again);
+                }
+                Err(Halt::Failed(JobError::database(operation, &error).with_remedy(
+                    "even the smallest batch takes too long: look for a foreign key without an index or a slow trigger \
+                     in `pgreeve plan`, or raise `statement_timeout`",
+                )))
+            }
+            // The last step of the ladder waits for no row: what it meets is a lock of the table.
+            Failure::Contended(error) if patience != Patience::Wait && ladder.tries > ladder.patience + TRIES => {
+                Err(Halt::Failed(JobError::database(operation, &error)))
+            }
+            Failure::Contended(error) => {
+                ladder.tries += 1;
+                pace.halve();
+                tracing::info!(
+                    batch.relation = %leaf.relation.display(), batch.tries = ladder.tries, %error,
+                    "a batch met another session's lock; trying again with a smaller one"
+                );
+                Ok(Next::Again)
+            }
+            Failure::TooMany => {
+                if pace.halve() {
+                    Ok(Next::Again)
+                } else {
+                    Err(Halt::Brake)
+                }
+            }
+            Failure::Superseded(error) => Err(Halt::Failed(JobError::permanent(operation, error.to_string()))),
+            Failure::Other(error) if error.is("57014") && self.context.stop.is_cancelled() => Err(Halt::Cancelled),
+            Failure::Other(error) => {
+                let remedy = error.is("23503").then_some(
+                    "rows of another table still reference these: delete those first, or leave referenced rows out by `where`",
+                );
+                let error = JobError::database(operation, &error);
+                Err(Halt::Failed(match remedy {
+                    Some(remedy) => error.with_remedy(remedy),
+                    None => error,
+                }))
+            }
+        }
+    }
+
+    fn may_go_on(&self) -> Result<(), Halt> {
+        if self.context.stop.is_cancelled() {
+            return Err(Halt::Cancelled);
+        }
+        if self.limits.rows.is_some_and(|most| self.tally.rows >= most) {
+            return Err(Halt::Brake);
+        }
+        // A batch like the longest so far must still fit.
+        if Instant::now() + self.tally.longest >= self.limits.until {
+            return Err(Halt::Budget);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, rows: u64, locked: u64, elapsed: Duration) {
+        self.tally.rows += rows;
+        self.tally.locked += locked;
+        self.tally.longest = self.tally.longest.max(elapsed);
+        if rows > 0 {
+            self.tally.batches += 1;
+        }
+        let expected = self.limits.expected.max(self.tally.rows);
+        self.context.progress.set("rows", self.tally.rows, Some(expected));
+    }
+}
+
+/// All rows that a run's batches have committed, over all attempts.
+pub(super) async fn committed(context: &mut JobContext, tally: &Tally) -> u64 {
+    let run = context.run;
+    match batches::total(context.session.connection(), run).await {
+        Ok(rows) => rows,
+        Err(error) => {
+            tracing::warn!(%error, run.id = %run, "the ledger could not be asked for the run's rows; this attempt's are reported");
+            tally.rows
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Work on the rows of user tables in many small transactions.
+//!
+//! A [`Rule`] says which rows are due and what becomes of them. [`plan`] looks it up in the catalog,
+//! refuses what cannot be done as meant ([`preflight`]), fixes the cutoff from the database's clock,
+//! and counts. Executing the plan walks each leaf table ([`driver`]), one short transaction after
+//! another ([`transaction`]), and then counts what is still due ([`verify`]): only zero is green.
+//!
+//! Which rows are due is said by one text, made once by [`statement`]; the plan's count, every batch
+//! and the verification use the same text.
+
+mod blocks;
+mod cutoff;
+mod driver;
+mod estimate;
+mod leaf_walk;
+mod pace;
+mod permission;
+mod plan;
+pub mod predicate;
+mod preflight;
+mod report;
+mod rule;
+mod statement;
+mod states;
+mod transaction;
+mod verify;
+
+pub use plan::plan;
+pub use report::COUNT_LIMIT;
+pub use rule::{Brakes, Change, Rule, StateChange};

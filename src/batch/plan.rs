@@ -1,0 +1,276 @@
+//! A rule looked up, checked, counted and ready; and the run that executes it.
+
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+use sqlx::postgres::types::Oid;
+use sqlx::{Connection, PgConnection};
+
+use super::cutoff::{self, Cutoff, rfc3339};
+use super::estimate::{self, Estimate};
+use super::leaf_walk::{Halt, Limits, Tally, Walk, committed};
+use super::preflight::{self, Target};
+use super::report::Report;
+use super::rule::{Change, Rule};
+use super::statement::{Input, Statements};
+use super::{driver, states, verify};
+use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
+use crate::ledger::leader::FenceError;
+use crate::ledger::purges;
+use crate::postgres::catalog::leaves::Leaf;
+use crate::postgres::sqlstate::DatabaseError;
+
+/// How often the table is walked: rows that came loose, or became due, meanwhile get a second chance.
+const PASSES: u32 = 2;
+
+/// Looks a rule up and decides what a run would do, within one read-only transaction.
+///
+/// # Errors
+/// Refused, with cause and remedy, when a precondition does not hold.
+pub async fn plan(rule: Rule, context: &mut JobContext) -> Result<Box<dyn Plan>, JobError> {
+    let deadline = context.deadline;
+    let operation = || format!("plan the work on {}", rule.table);
+    let mut reading = context
+        .session
+        .connection()
+        .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .await
+        .map_err(|error| JobError::database(operation(), &error.into()))?;
+    let result = draw_up(&mut reading, &rule, deadline).await;
+    if let Err(error) = reading.rollback().await {
+        tracing::debug!(error = %DatabaseError::from(error), "the plan's transaction did not end in good order");
+    }
+    Ok(Box::new(result?))
+}
+
+async fn draw_up(connection: &mut PgConnection, rule: &Rule, deadline: Instant) -> Result<RowPlan, JobError> {
+    let target = preflight::check(connection, rule).await?;
+    let table = target.relation.display();
+    let cutoff = cutoff::fix(connection, &rule.period, &rule.zone(), target.age_type).await?;
+    let statements = compile(rule, &target, &cutoff)?;
+    estimate::probe(connection, &table, &statements).await?;
+    let due = estimate::due(connection, &table, &statements, deadline).await?;
+    estimate::brake(connection, &target, &statements, &rule.brakes, &due, deadline).await?;
+    let foreign_keys = estimate::fan_out(connection, &target.keys, &statements).await;
+    let (driver, why) = driver::explain(&target, &rule.age_column);
+    Ok(RowPlan {
+        deletes: rule.change == Change::Delete,
+        most_rows: rule.brakes.max_rows,
+        target,
+        cutoff,
+        statements,
+        due,
+        foreign_keys,
+        driver,
+        why,
+    })
+}
+
+fn compile(rule: &Rule, target: &Target, cutoff: &Cutoff) -> Result<Statements, JobError> {
+    let zone = rule.zone();
+    let (from, assignments) = match &rule.change {
+        Change::Delete => (None, Vec::new()),
+        Change::Update(change) => {
+            let state = target.column(&change.from_column)?;
+            let from = (
+                state.name.as_str(),
+                state.type_name.as_str(),
+                change.from_values.as_slice(),
+            );
+            (Some(from), states::assignments(target, change, zone.name())?)
+        }
+    };
+    Ok(Statements::compile(&Input {
+        root: &target.relation,
+        age_column: &rule.age_column,
+        age_type: target.age_type,
+        cutoff,
+        zone: zone.name(),
+        predicate: rule.predicate.as_deref(),
+        from,
+        assignments,
+    }))
+}
+
+/// What a run is about to do to a table's rows.
+struct RowPlan {
+    deletes: bool,
+    most_rows: Option<u64>,
+    target: Target,
+    cutoff: Cutoff,
+    statements: Statements,
+    due: Estimate,
+    foreign_keys: Vec<Value>,
+    driver: String,
+    why: String,
+}
+
+impl Plan for RowPlan {
+    fn intent(&self) -> Value {
+        json!({
+            "table": self.target.relation.display(),
+            "tables": self.target.leaves.len(),
+            "cutoff": rfc3339(&self.cutoff.instant),
+            "eligible": self.due.rows,
+            "estimated": self.due.estimated,
+            "driver": self.driver,
+            "why": self.why,
+            "where": self.statements.eligible(),
+            "triggers": self.target.triggers,
+            "foreign_keys": self.foreign_keys,
+            "warnings": self.target.warnings,
+        })
+    }
+
+    fn execute<'a>(self: Box<Self>, context: &'a mut JobContext) -> BoxFuture<'a, Result<JobReport, JobError>>
+    where
+        Self: 'a,
+    {
+        Box::pin(async move { self.run(context).await })
+    }
+}
+
+impl RowPlan {
+    async fn run(&self, context: &mut JobContext) -> Result<JobReport, JobError> {
+        let mut tally = Tally::default();
+        // What an earlier attempt did counts against the brake too.
+        let before = committed(context, &tally).await;
+        let allowed = self.most_rows.map(|most| most.saturating_sub(before));
+        let mut remains = None;
+        let mut halt = None;
+        for pass in 1..=PASSES {
+            tally.locked = 0;
+            halt = self.walk(context, &mut tally, allowed, pass).await.err();
+            if matches!(halt, Some(Halt::Cancelled | Halt::Failed(_))) {
+                break;
+            }
+            remains = match verify::remains(context.session.connection(), &self.statements, context.deadline).await {
+                Ok(remains) => Some(remains),
+                // The runner cancels what is under way when a stop takes too long.
+                Err(error) if error.is("57014") && context.stop.is_cancelled() => {
+                    halt = Some(Halt::Cancelled);
+                    break;
+                }
+                Err(error) if error.is("57014") => None,
+                Err(error) => {
+                    halt = Some(Halt::Failed(JobError::database(
+                        self.doing("verify the work on"),
+                        &error,
+                    )));
+                    break;
+                }
+            };
+            if halt.is_some() || remains.as_ref().is_none_or(|remains| remains.rows == 0) {
+                break;
+            }
+        }
+        let report = self.report(context, tally, remains).await;
+        match halt {
+            Some(Halt::Cancelled) => {
+                return Err(JobError::cancelled(self.doing("work on")).with_partial(report.body()));
+            }
+            Some(Halt::Failed(error)) => return Err(error.with_partial(report.body())),
+            Some(Halt::Budget | Halt::Brake) | None => {}
+        }
+        let (outcome, reason) = report.outcome(halt.as_ref());
+        let body = report.body();
+        if outcome == Outcome::Succeeded && self.deletes {
+            self.record_purge(context)
+                .await
+                .map_err(|error| error.with_partial(body.clone()))?;
+        }
+        Ok(JobReport { outcome, reason, body })
+    }
+
+    async fn walk(
+        &self,
+        context: &mut JobContext,
+        tally: &mut Tally,
+        allowed: Option<u64>,
+        pass: u32,
+    ) -> Result<(), Halt> {
+        let left = context.deadline.saturating_duration_since(Instant::now());
+        // The verification needs time too.
+        let reserve = (left / 10).min(Duration::from_secs(30));
+        let limits = Limits {
+            until: context.deadline.checked_sub(reserve).unwrap_or(context.deadline),
+            rows: allowed,
+            expected: self.due.rows,
+        };
+        // What the plan counted as empty is visited only if the verification finds rows all the same.
+        let worth = |leaf: &&Leaf| {
+            let counted = self.due.leaves.as_ref().filter(|_| pass == 1);
+            counted.is_none_or(|leaves| leaves.contains(&leaf.relation.oid))
+        };
+        for leaf in self.target.leaves.iter().filter(worth) {
+            let mut walk = Walk {
+                context: &mut *context,
+                statements: &self.statements,
+                limits,
+                tally: &mut *tally,
+            };
+            walk.leaf(leaf, self.lockable(leaf.relation.oid)).await?;
+        }
+        Ok(())
+    }
+
+    fn lockable(&self, leaf: Oid) -> bool {
+        self.target.lockable.contains(&leaf)
+    }
+
+    async fn report(&self, context: &mut JobContext, tally: Tally, remains: Option<verify::Remains>) -> Report {
+        Report {
+            table: self.target.relation.display(),
+            cutoff: rfc3339(&self.cutoff.instant),
+            driver: self.driver.clone(),
+            why: self.why.clone(),
+            rows: committed(context, &tally).await,
+            tally,
+            remains,
+            hidden_not_erased: self
+                .target
+                .pending
+                .iter()
+                .map(|detach| detach.partition.clone())
+                .collect(),
+            warnings: self.target.warnings.clone(),
+        }
+    }
+
+    /// Keeps up to where the table is verified to be purged.
+    async fn record_purge(&self, context: &mut JobContext) -> Result<(), JobError> {
+        let operation = self.doing("record the purge of");
+        let database = |error: DatabaseError| JobError::database(operation.clone(), &error);
+        let (fence, run, job) = (context.fence, context.run, context.job.clone());
+        let mut transaction = context
+            .session
+            .connection()
+            .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            .await
+            .map_err(|error| database(error.into()))?;
+        let result = async {
+            fence.hold(&mut transaction).await.map_err(|error| match error {
+                FenceError::Database(error) => database(error),
+                FenceError::Superseded(_) => JobError::permanent(operation.clone(), error.to_string()),
+            })?;
+            let relation = self.target.relation.display();
+            purges::record(&mut transaction, &relation, &job, &self.cutoff.instant, run)
+                .await
+                .map_err(database)
+        }
+        .await;
+        match result {
+            Ok(()) => transaction.commit().await.map_err(|error| database(error.into())),
+            Err(error) => {
+                // The error itself says more than that the connection is gone.
+                let _ = transaction.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    fn doing(&self, what: &str) -> String {
+        format!("{what} {}", self.target.relation.display())
+    }
+}

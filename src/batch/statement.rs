@@ -1,0 +1,496 @@
+//! The one compiler: which rows are due, and every statement about them.
+//!
+//! The condition is compiled once; plan, batches and verification differ only in what stands around
+//! it. Names come quoted from the catalog. Values are typed literals rather than parameters, so that
+//! the planner prunes partitions by them and the text in the audit log is the text that ran.
+
+use super::cutoff::Cutoff;
+use super::report::COUNT_LIMIT;
+use crate::postgres::catalog::Relation;
+use crate::postgres::quote::{identifier, literal};
+
+/// The types an age column may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AgeType {
+    /// An instant.
+    Timestamptz,
+    /// A wall clock of a zone that the configuration must name.
+    Timestamp,
+    /// A calendar day of such a zone.
+    Date,
+}
+
+impl AgeType {
+    /// From the name of a column's base type.
+    pub(super) fn from_base_type(name: &str) -> Option<Self> {
+        Some(match name {
+            "timestamp with time zone" => Self::Timestamptz,
+            "timestamp without time zone" => Self::Timestamp,
+            "date" => Self::Date,
+            _ => return None,
+        })
+    }
+
+    fn literal(self, value: &str) -> String {
+        let name = match self {
+            Self::Timestamptz => "timestamptz",
+            Self::Timestamp => "timestamp",
+            Self::Date => "date",
+        };
+        format!("{}::{name}", literal(value))
+    }
+
+    /// The present time as a value of this type, in a zone.
+    pub(super) fn now(self, zone: &str) -> String {
+        match self {
+            Self::Timestamptz => "now()".to_owned(),
+            Self::Timestamp => format!("now() AT TIME ZONE {}", literal(zone)),
+            Self::Date => format!("(now() AT TIME ZONE {})::date", literal(zone)),
+        }
+    }
+}
+
+/// A part of one leaf table, for one batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Range {
+    /// Rows of these ages; `None` is from the beginning, and up to the cutoff.
+    Ages {
+        /// Younger than this.
+        after: Option<String>,
+        /// Not younger than this.
+        through: Option<String>,
+    },
+    /// Rows stored in these blocks.
+    Blocks {
+        /// From this one,
+        from: u32,
+        /// to before this one.
+        until: u32,
+    },
+}
+
+/// What is needed to compile a rule.
+pub(super) struct Input<'a> {
+    /// The table of the rule.
+    pub(super) root: &'a Relation,
+    /// Its age column.
+    pub(super) age_column: &'a str,
+    /// That column's type.
+    pub(super) age_type: AgeType,
+    /// The cutoff.
+    pub(super) cutoff: &'a Cutoff,
+    /// The rule's zone.
+    pub(super) zone: &'a str,
+    /// The operator's condition.
+    pub(super) predicate: Option<&'a str>,
+    /// For a change of state: the state's column, its type, and the values to move from.
+    pub(super) from: Option<(&'a str, &'a str, &'a [String])>,
+    /// For a change of state: column and expression; empty deletes.
+    pub(super) assignments: Vec<(String, String)>,
+}
+
+/// A compiled rule.
+#[derive(Debug, Clone)]
+pub(super) struct Statements {
+    root: String,
+    /// Every leaf goes by the root's name, so that the operator's condition may say `events.processed`.
+    alias: String,
+    age: String,
+    age_type: AgeType,
+    zone: String,
+    /// The cutoff as a literal, and as its bare text.
+    cutoff: String,
+    cutoff_value: String,
+    /// Old enough, and in a state to move from.
+    standing: String,
+    /// `standing` and the operator's condition.
+    eligible: String,
+    predicate: Option<String>,
+    /// `SET …`, or nothing for a deletion.
+    assignments: Option<String>,
+}
+
+impl Statements {
+    /// Compiles a rule.
+    pub(super) fn compile(input: &Input<'_>) -> Self {
+        let alias = identifier(&input.root.name);
+        let age = format!("{alias}.{}", identifier(input.age_column));
+        let cutoff = input.age_type.literal(&input.cutoff.value);
+        let mut standing = format!("{age} < {cutoff}");
+        if let Some((column, type_name, values)) = input.from {
+            let values: Vec<String> = values.iter().map(|value| typed(value, type_name)).collect();
+            standing = format!(
+                "{standing} AND {alias}.{} IN ({})",
+                identifier(column),
+                values.join(", ")
+            );
+        }
+        // On lines of its own: a comment at the end of the condition must not hide the parenthesis.
+        let predicate = input.predicate.map(|text| format!("(\n{text}\n)"));
+        let eligible = match &predicate {
+            Some(predicate) => format!("{standing} AND {predicate}"),
+            None => standing.clone(),
+        };
+        let assignments: Vec<String> = input
+            .assignments
+            .iter()
+            .map(|(column, value)| format!("{} = {value}", identifier(column)))
+            .collect();
+        Self {
+            root: format!("{} AS {alias}", input.root.quoted()),
+            alias,
+            age,
+            age_type: input.age_type,
+            zone: literal(input.zone),
+            cutoff,
+            cutoff_value: input.cutoff.value.clone(),
+            standing,
+            eligible,
+            predicate,
+            assignments: (!assignments.is_empty()).then(|| assignments.join(", ")),
+        }
+    }
+
+    /// The condition that a row must meet to be due.
+    pub(super) fn eligible(&self) -> &str {
+        &self.eligible
+    }
+
+    /// A statement whose plan shows whether the condition makes sense.
+    pub(super) fn probe(&self) -> String {
+        format!("SELECT 1 FROM {} WHERE {}", self.root, self.eligible)
+    }
+
+    /// `(leaf, rows)`: how many rows are due in each.
+    pub(super) fn count_by_leaf(&self) -> String {
+        let Self {
+            root, alias, eligible, ..
+        } = self;
+        format!("SELECT {alias}.tableoid, count(*) FROM {root} WHERE {eligible} GROUP BY 1")
+    }
+
+    /// How many rows there are, due or not.
+    pub(super) fn count_all(&self) -> String {
+        format!("SELECT count(*) FROM {}", self.root)
+    }
+
+    /// How many rows of another table point at rows that are due, up to a limit.
+    pub(super) fn count_referencing(&self, table: &str, columns: &[(String, String)]) -> String {
+        let Self {
+            root, alias, eligible, ..
+        } = self;
+        let pairs: Vec<String> = columns
+            .iter()
+            .map(|(from, to)| format!("pgreeve_child.{} = {alias}.{}", identifier(from), identifier(to)))
+            .collect();
+        format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {table} AS pgreeve_child WHERE EXISTS \
+             (SELECT 1 FROM {root} WHERE {eligible} AND {}) LIMIT {COUNT_LIMIT}) AS bounded",
+            pairs.join(" AND ")
+        )
+    }
+
+    /// `(rows, oldest)`: how many rows are due, up to a limit, and the oldest of those counted.
+    pub(super) fn remaining(&self) -> String {
+        let Self {
+            root, age, eligible, ..
+        } = self;
+        format!(
+            "SELECT count(*), {}::text FROM (SELECT {age} AS age FROM {root} WHERE {eligible} LIMIT {COUNT_LIMIT}) AS bounded",
+            self.instant("min(age)")
+        )
+    }
+
+    /// The age of the oldest row that is due.
+    pub(super) fn oldest_remaining(&self) -> String {
+        let Self {
+            root, age, eligible, ..
+        } = self;
+        format!(
+            "SELECT {}::text FROM {root} WHERE {eligible}",
+            self.instant(&format!("min({age})"))
+        )
+    }
+
+    /// How many rows are old enough but do not meet the operator's condition, up to a limit; nothing
+    /// to ask without a condition.
+    pub(super) fn exempt(&self) -> Option<String> {
+        let Self { root, standing, .. } = self;
+        let predicate = self.predicate.as_ref()?;
+        Some(format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {standing} AND {predicate} IS NOT TRUE LIMIT {COUNT_LIMIT}) AS bounded"
+        ))
+    }
+
+    /// Deletes or changes the rows of a part of a leaf that are due.
+    pub(super) fn apply(&self, leaf: &Relation, range: &Range) -> String {
+        format!("{} WHERE {}{}", self.verb(leaf), self.within(range), self.eligible)
+    }
+
+    /// The same, but leaves out rows that another session holds. A `ctid` never leaves its
+    /// statement, and the condition is checked again on the row as it is then.
+    pub(super) fn apply_unlocked(&self, leaf: &Relation, range: &Range) -> String {
+        let Self { alias, eligible, .. } = self;
+        let strength = if self.assignments.is_some() {
+            "NO KEY UPDATE"
+        } else {
+            "UPDATE"
+        };
+        format!(
+            "{verb} WHERE {alias}.ctid = ANY (ARRAY(SELECT {alias}.ctid FROM {table} WHERE {within}{eligible} \
+             FOR {strength} OF {alias} SKIP LOCKED)) AND {eligible}",
+            verb = self.verb(leaf),
+            table = self.only(leaf),
+            within = self.within(range),
+        )
+    }
+
+    /// How many rows of a part of a leaf are due.
+    pub(super) fn count_within(&self, leaf: &Relation, range: &Range) -> String {
+        let (table, within) = (self.only(leaf), self.within(range));
+        format!("SELECT count(*) FROM {table} WHERE {within}{}", self.eligible)
+    }
+
+    /// The age at which the next so many old rows end, due or not: exempt rows at the head of the
+    /// index are stepped over once per run, not once per batch. No row when fewer are left.
+    pub(super) fn upper_bound(&self, leaf: &Relation, after: Option<&str>, rows: u64) -> String {
+        let Self { age, cutoff, .. } = self;
+        let (table, after) = (self.only(leaf), self.after(after));
+        let skip = rows.saturating_sub(1);
+        format!("SELECT {age}::text FROM {table} WHERE {after}{age} < {cutoff} ORDER BY {age} OFFSET {skip} LIMIT 1")
+    }
+
+    /// How many rows have exactly this age, up to a limit.
+    pub(super) fn crowd(&self, leaf: &Relation, at: &str, limit: u64) -> String {
+        let (table, age, at) = (self.only(leaf), &self.age, self.age_type.literal(at));
+        format!("SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {age} = {at} LIMIT {limit}) AS bounded")
+    }
+
+    /// `(first, last)`: the blocks between which the old rows of a leaf are stored.
+    pub(super) fn block_bounds(&self, leaf: &Relation, after: Option<&str>) -> String {
+        let Self { alias, age, cutoff, .. } = self;
+        let (table, after) = (self.only(leaf), self.after(after));
+        format!(
+            "SELECT min(block), max(block) FROM (SELECT ({alias}.ctid::text::point)[0]::int8 AS block \
+             FROM {table} WHERE {after}{age} < {cutoff}) AS stored"
+        )
+    }
+
+    /// The cutoff as a value of the age column's type: where the last range ends.
+    pub(super) fn last_age(&self) -> &str {
+        &self.cutoff_value
+    }
+
+    fn verb(&self, leaf: &Relation) -> String {
+        let table = self.only(leaf);
+        match &self.assignments {
+            None => format!("DELETE FROM {table}"),
+            Some(assignments) => format!("UPDATE {table} SET {assignments}"),
+        }
+    }
+
+    fn only(&self, leaf: &Relation) -> String {
+        format!("ONLY {} AS {}", leaf.quoted(), self.alias)
+    }
+
+    fn within(&self, range: &Range) -> String {
+        let Self { alias, age, .. } = self;
+        match range {
+            Range::Ages { after, through } => {
+                let after = self.after(after.as_deref());
+                let Some(through) = through else { return after };
+                format!("{after}{age} <= {} AND ", self.age_type.literal(through))
+            }
+            Range::Blocks { from, until } => {
+                format!("{alias}.ctid >= '({from},0)'::tid AND {alias}.ctid < '({until},0)'::tid AND ")
+            }
+        }
+    }
+
+    fn after(&self, after: Option<&str>) -> String {
+        after.map_or_else(String::new, |value| {
+            format!("{} > {} AND ", self.age, self.age_type.literal(value))
+        })
+    }
+
+    /// A value of the age column as an instant.
+    fn instant(&self, value: &str) -> String {
+        match self.age_type {
+            AgeType::Timestamptz => value.to_owned(),
+            AgeType::Timestamp => format!("({value} AT TIME ZONE {})", self.zone),
+            AgeType::Date => format!("({value}::timestamp AT TIME ZONE {})", self.zone),
+        }
+    }
+}
+
+/// A value of a column, as a literal of the column's type.
+pub(super) fn typed(value: &str, type_name: &str) -> String {
+    format!("CAST({} AS {type_name})", literal(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::postgres::types::Oid;
+
+    use super::*;
+    use crate::postgres::catalog::RelationKind;
+
+    fn relation(name: &str) -> Relation {
+        Relation {
+            oid: Oid(1),
+            schema: "public".to_owned(),
+            name: name.to_owned(),
+            kind: RelationKind::Table,
+            owner: "app".to_owned(),
+            permanent: true,
+            rows: 0.0,
+            pages: 0,
+        }
+    }
+
+    fn cutoff(value: &str) -> Cutoff {
+        Cutoff {
+            instant: "2026-01-01 00:00:00+00".to_owned(),
+            value: value.to_owned(),
+        }
+    }
+
+    fn deletion(predicate: Option<&str>) -> Statements {
+        Statements::compile(&Input {
+            root: &relation("events"),
+            age_column: "created_at",
+            age_type: AgeType::Timestamptz,
+            cutoff: &cutoff("2026-01-01 00:00:00+00"),
+            zone: "UTC",
+            predicate,
+            from: None,
+            assignments: Vec::new(),
+        })
+    }
+
+    fn transition() -> Statements {
+        Statements::compile(&Input {
+            root: &relation("Say \"x\""),
+            age_column: "last",
+            age_type: AgeType::Timestamp,
+            cutoff: &cutoff("2026-01-01 01:00:00"),
+            zone: "Europe/Berlin",
+            predicate: Some("NOT pinned -- never those"),
+            from: Some(("status", "app.state", &["in_progress".to_owned(), "it's".to_owned()])),
+            assignments: vec![
+                ("status".to_owned(), typed("abandoned", "app.state")),
+                (
+                    "left_at".to_owned(),
+                    format!("COALESCE(x, {})", AgeType::Timestamp.now("Europe/Berlin")),
+                ),
+            ],
+        })
+    }
+
+    const OLD: &str = r#""events"."created_at" < '2026-01-01 00:00:00+00'::timestamptz"#;
+
+    #[test]
+    fn a_deletion_by_age_is_bounded_on_both_sides_and_by_the_cutoff() {
+        let range = Range::Ages {
+            after: Some("-infinity".to_owned()),
+            through: Some("2025-06-01 12:00:00.000001+00".to_owned()),
+        };
+        assert_eq!(
+            deletion(None).apply(&relation("events_2025"), &range),
+            format!(
+                r#"DELETE FROM ONLY "public"."events_2025" AS "events" WHERE "events"."created_at" > '-infinity'::timestamptz AND "events"."created_at" <= '2025-06-01 12:00:00.000001+00'::timestamptz AND {OLD}"#
+            )
+        );
+        let whole = Range::Ages {
+            after: None,
+            through: None,
+        };
+        assert_eq!(
+            deletion(None).apply(&relation("events"), &whole),
+            format!(r#"DELETE FROM ONLY "public"."events" AS "events" WHERE {OLD}"#)
+        );
+    }
+
+    #[test]
+    fn a_condition_stands_on_lines_of_its_own_in_every_statement() {
+        let statements = deletion(Some("processed -- only those\nOR kind = 'x'"));
+        let eligible = format!("{OLD} AND (\nprocessed -- only those\nOR kind = 'x'\n)");
+        assert_eq!(statements.eligible(), eligible);
+        let blocks = Range::Blocks { from: 3, until: 7 };
+        let leaf = relation("events");
+        for text in [
+            statements.probe(),
+            statements.count_by_leaf(),
+            statements.remaining(),
+            statements.oldest_remaining(),
+            statements.apply(&leaf, &blocks),
+            statements.apply_unlocked(&leaf, &blocks),
+            statements.count_within(&leaf, &blocks),
+            statements.count_referencing("\"a\".\"b\"", &[("event_id".to_owned(), "id".to_owned())]),
+        ] {
+            assert!(text.contains(&eligible), "{text}");
+        }
+        assert_eq!(
+            statements.apply(&leaf, &blocks),
+            format!(
+                r#"DELETE FROM ONLY "public"."events" AS "events" WHERE "events".ctid >= '(3,0)'::tid AND "events".ctid < '(7,0)'::tid AND {eligible}"#
+            )
+        );
+    }
+
+    #[test]
+    fn exempt_rows_are_old_ones_for_which_the_condition_is_false_or_null() {
+        assert_eq!(deletion(None).exempt(), None);
+        assert_eq!(
+            deletion(Some("processed")).exempt().unwrap(),
+            format!(
+                "SELECT count(*) FROM (SELECT 1 FROM \"public\".\"events\" AS \"events\" WHERE {OLD} AND (\nprocessed\n) IS NOT TRUE LIMIT 10001) AS bounded"
+            )
+        );
+    }
+
+    #[test]
+    fn a_transition_repeats_its_whole_condition_where_rows_are_locked() {
+        let condition = concat!(
+            r#""Say ""x"""."last" < '2026-01-01 01:00:00'::timestamp AND "Say ""x"""."status" IN "#,
+            r#"(CAST('in_progress' AS app.state), CAST('it''s' AS app.state)) AND ("#,
+            "\nNOT pinned -- never those\n)"
+        );
+        let set = concat!(
+            r#"SET "status" = CAST('abandoned' AS app.state), "#,
+            r#""left_at" = COALESCE(x, now() AT TIME ZONE 'Europe/Berlin')"#
+        );
+        let only = r#"ONLY "public"."leaf" AS "Say ""x""""#;
+        let blocks = Range::Blocks { from: 0, until: 1 };
+        let within = r#""Say ""x""".ctid >= '(0,0)'::tid AND "Say ""x""".ctid < '(1,0)'::tid AND "#;
+        assert_eq!(
+            transition().apply(&relation("leaf"), &blocks),
+            format!("UPDATE {only} {set} WHERE {within}{condition}")
+        );
+        assert_eq!(
+            transition().apply_unlocked(&relation("leaf"), &blocks),
+            format!(
+                r#"UPDATE {only} {set} WHERE "Say ""x""".ctid = ANY (ARRAY(SELECT "Say ""x""".ctid FROM {only} WHERE {within}{condition} FOR NO KEY UPDATE OF "Say ""x""" SKIP LOCKED)) AND {condition}"#
+            )
+        );
+    }
+
+    #[test]
+    fn the_end_of_a_batch_is_looked_up_without_the_condition() {
+        assert_eq!(
+            deletion(Some("processed")).upper_bound(&relation("events"), Some("2025-01-01 00:00:00+00"), 500),
+            format!(
+                r#"SELECT "events"."created_at"::text FROM ONLY "public"."events" AS "events" WHERE "events"."created_at" > '2025-01-01 00:00:00+00'::timestamptz AND {OLD} ORDER BY "events"."created_at" OFFSET 499 LIMIT 1"#
+            )
+        );
+    }
+
+    #[test]
+    fn an_age_without_a_zone_is_shown_as_the_instant_it_was() {
+        assert!(
+            transition()
+                .oldest_remaining()
+                .starts_with(r#"SELECT (min("Say ""x"""."last") AT TIME ZONE 'Europe/Berlin')::text FROM"#)
+        );
+    }
+}

@@ -1,0 +1,270 @@
+//! One batch: one transaction that holds the fence, does the work and records it in the ledger.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::estimate::LIMIT_STATEMENT;
+use super::statement::{Range, Statements};
+use crate::job::JobContext;
+use crate::ledger::batches::{self, Batch};
+use crate::ledger::leader::FenceError;
+use crate::postgres::catalog::Relation;
+use crate::postgres::sqlstate::DatabaseError;
+
+/// How long one batch may take at most, whatever the run may: its locks are held so long.
+const BATCH_TIME: Duration = Duration::from_secs(15);
+
+/// What a batch is to cover.
+#[derive(Debug, Clone)]
+pub(super) enum Slice {
+    /// The next so many old rows by age.
+    Ages {
+        /// Younger than this; from the beginning without.
+        after: Option<String>,
+        /// How many, due or not.
+        rows: u64,
+    },
+    /// Some blocks.
+    Blocks {
+        /// From this one,
+        from: u32,
+        /// to before this one.
+        until: u32,
+    },
+}
+
+/// How far a batch may go for a row that another session holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Wait for it, up to the session's `lock_timeout`.
+    Wait,
+    /// Leave it out and count it.
+    Leave,
+    /// Change nothing and count what is due: without the right to lock rows one by one.
+    Count,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// It is committed.
+    Done {
+        /// How many rows it deleted or changed.
+        rows: u64,
+        /// How many due rows it left to other sessions.
+        locked: u64,
+        /// The part of the table it covered.
+        range: Range,
+        /// How long it took.
+        elapsed: Duration,
+    },
+    /// Too many rows share the age at the batch's end; nothing was changed.
+    Crowded,
+}
+
+/// Why a batch changed nothing.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It would exceed the rows that the run may touch.
+    TooMany,
+    /// Another leader has taken over.
+    Superseded(FenceError),
+    /// The batch took too long.
+    TimedOut(DatabaseError),
+    /// Another session holds a lock, or was preferred in a deadlock.
+    Contended(DatabaseError),
+    /// Anything else.
+    Other(DatabaseError),
+}
+
+impl Failure {
+    fn of(error: DatabaseError, elapsed: Duration, limit: Duration) -> Self {
+        match error.sqlstate.as_deref() {
+            // The code is the same when somebody cancels the statement; then it ran for less.
+            Some("57014") if elapsed >= limit.mul_f64(0.9) => Self::TimedOut(error),
+            Some("55P03" | "40P01" | "40001") => Self::Contended(error),
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// Runs one batch of at most `allowed` rows. Whatever fails, the transaction is rolled back before
+/// this returns.
+pub(super) async fn run(
+    context: &mut JobContext,
+    statements: &Statements,
+    leaf: &Relation,
+    slice: &Slice,
+    patience: Patience,
+    allowed: Option<u64>,
+) -> Result<Attempt, Failure> {
+    let started = Instant::now();
+    let (fence, run) = (context.fence, context.run);
+    let mut limit = BATCH_TIME;
+    let other = |error: sqlx::Error| Failure::Other(error.into());
+    let mut transaction = context
+        .session
+        .connection()
+        .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        .await
+        .map_err(other)?;
+    let result = async {
+        fence.hold(&mut transaction).await.map_err(|error| match error {
+            FenceError::Database(error) => Failure::of(error, Duration::ZERO, BATCH_TIME),
+            FenceError::Superseded(_) => Failure::Superseded(error),
+        })?;
+        limit = prepare(&mut transaction, slice).await.map_err(other)?;
+        let mut statement_started = Instant::now();
+        let work = async {
+            let Some(range) = range(&mut transaction, statements, leaf, slice).await? else {
+                return Ok(None);
+            };
+            statement_started = Instant::now();
+            let rows = apply(&mut transaction, statements, leaf, &range, patience).await?;
+            let locked = match patience {
+                Patience::Wait => 0,
+                Patience::Leave | Patience::Count => left(&mut transaction, statements, leaf, &range).await?,
+            };
+            Ok(Some((range, rows, locked)))
+        };
+        let done: Result<_, sqlx::Error> = work.await;
+        let Some((range, rows, locked)) =
+            done.map_err(|error| Failure::of(error.into(), statement_started.elapsed(), limit))?
+        else {
+            return Ok(Attempt::Crowded);
+        };
+        if allowed.is_some_and(|most| rows > most) {
+            return Err(Failure::TooMany);
+        }
+        let elapsed = started.elapsed();
+        if rows > 0 {
+            let batch = place(statements, leaf, &range, rows, elapsed);
+            batches::record(&mut transaction, run, &batch)
+                .await
+                .map_err(Failure::Other)?;
+        }
+        Ok(Attempt::Done {
+            rows,
+            locked,
+            range,
+            elapsed,
+        })
+    }
+    .await;
+    if let Ok(Attempt::Done { .. }) = &result {
+        transaction.commit().await.map_err(other)?;
+    } else if let Err(error) = transaction.rollback().await {
+        // The batch's own error says more; a connection that is gone has rolled back.
+        tracing::debug!(error = %DatabaseError::from(error), "a batch could not be rolled back in good order");
+    }
+    result
+}
+
+/// Settings of the transaction; answers with its statement timeout.
+async fn prepare(transaction: &mut PgConnection, slice: &Slice) -> Result<Duration, sqlx::Error> {
+    // The commits need not wait for the disk: the record that closes the run is written after them
+    // and does wait, and the WAL is one sequence.
+    sqlx::query("SELECT set_config('synchronous_commit', 'off', true)")
+        .execute(&mut *transaction)
+        .await?;
+    if let Slice::Ages { .. } = slice {
+        // The index was chosen from the catalog; stale statistics must not turn each batch into a
+        // read of the whole table, nor its made-up cost into a compilation.
+        sqlx::query("SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)")
+            .execute(&mut *transaction)
+            .await?;
+    }
+    let limit: i64 = sqlx::query_scalar(LIMIT_STATEMENT)
+        .bind(i64::try_from(BATCH_TIME.as_millis()).unwrap_or(i64::MAX))
+        .fetch_one(transaction)
+        .await?;
+    Ok(Duration::from_millis(limit.unsigned_abs()))
+}
+
+/// The part of the table that a slice covers; `None` when too many rows share the age at its end.
+async fn range(
+    transaction: &mut PgConnection,
+    statements: &Statements,
+    leaf: &Relation,
+    slice: &Slice,
+) -> Result<Option<Range>, sqlx::Error> {
+    let (after, rows) = match slice {
+        Slice::Blocks { from, until } => {
+            return Ok(Some(Range::Blocks {
+                from: *from,
+                until: *until,
+            }));
+        }
+        Slice::Ages { after, rows } => (after, *rows),
+    };
+    let through: Option<String> =
+        sqlx::query_scalar(AssertSqlSafe(statements.upper_bound(leaf, after.as_deref(), rows)))
+            .persistent(false)
+            .fetch_optional(&mut *transaction)
+            .await?;
+    if let Some(end) = &through {
+        let limit = rows.saturating_mul(4).saturating_add(1);
+        let crowd: i64 = sqlx::query_scalar(AssertSqlSafe(statements.crowd(leaf, end, limit)))
+            .persistent(false)
+            .fetch_one(transaction)
+            .await?;
+        if crowd.unsigned_abs() >= limit {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Range::Ages {
+        after: after.clone(),
+        through,
+    }))
+}
+
+async fn apply(
+    transaction: &mut PgConnection,
+    statements: &Statements,
+    leaf: &Relation,
+    range: &Range,
+    patience: Patience,
+) -> Result<u64, sqlx::Error> {
+    let sql = match patience {
+        Patience::Wait => statements.apply(leaf, range),
+        Patience::Leave => statements.apply_unlocked(leaf, range),
+        Patience::Count => return Ok(0),
+    };
+    let done = sqlx::query(AssertSqlSafe(sql))
+        .persistent(false)
+        .execute(transaction)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+async fn left(
+    transaction: &mut PgConnection,
+    statements: &Statements,
+    leaf: &Relation,
+    range: &Range,
+) -> Result<u64, sqlx::Error> {
+    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(statements.count_within(leaf, range)))
+        .persistent(false)
+        .fetch_one(transaction)
+        .await?;
+    Ok(rows.unsigned_abs())
+}
+
+/// The batch as the ledger keeps it.
+fn place(statements: &Statements, leaf: &Relation, range: &Range, rows: u64, elapsed: Duration) -> Batch {
+    let (low, high) = match range {
+        Range::Ages { after, through } => (
+            after.clone().unwrap_or_else(|| "-infinity".to_owned()),
+            through.clone().unwrap_or_else(|| statements.last_age().to_owned()),
+        ),
+        Range::Blocks { from, until } => (from.to_string(), until.to_string()),
+    };
+    Batch {
+        relation: leaf.display(),
+        rows,
+        low,
+        high,
+        milliseconds: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+    }
+}

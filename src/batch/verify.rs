@@ -1,0 +1,90 @@
+//! After the run: what is still due, asked with the text that the batches used.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::cutoff::rfc3339;
+use super::estimate::LIMIT_STATEMENT;
+use super::statement::Statements;
+use crate::postgres::sqlstate::DatabaseError;
+
+/// What is left of a table's old rows. Counts stop at [`super::COUNT_LIMIT`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Remains {
+    /// Rows that are due all the same.
+    pub(super) rows: u64,
+    /// The age of the oldest of them, RFC 3339.
+    pub(super) oldest: Option<String>,
+    /// Rows that are old enough and do not meet the operator's condition.
+    pub(super) exempt: u64,
+}
+
+/// Counts what is left, in time for the deadline.
+pub(super) async fn remains(
+    connection: &mut PgConnection,
+    statements: &Statements,
+    deadline: Instant,
+) -> Result<Remains, DatabaseError> {
+    let mut reading = connection
+        .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .await?;
+    let result = count(&mut reading, statements, deadline).await;
+    reading.rollback().await?;
+    result
+}
+
+async fn count(
+    reading: &mut PgConnection,
+    statements: &Statements,
+    deadline: Instant,
+) -> Result<Remains, DatabaseError> {
+    limit(reading, deadline).await?;
+    let (rows, mut oldest): (i64, Option<String>) = sqlx::query_as(AssertSqlSafe(statements.remaining()))
+        .persistent(false)
+        .fetch_one(&mut *reading)
+        .await?;
+    if rows > 0 {
+        // The oldest of those counted will do when the oldest of all takes too long to find.
+        let mut savepoint = reading.begin().await?;
+        let all: Result<Option<String>, DatabaseError> =
+            sqlx::query_scalar(AssertSqlSafe(statements.oldest_remaining()))
+                .persistent(false)
+                .fetch_one(&mut *savepoint)
+                .await
+                .map_err(DatabaseError::from);
+        savepoint.rollback().await?;
+        match all {
+            Ok(all) => oldest = all,
+            Err(error) if error.is("57014") => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let exempt: i64 = match statements.exempt() {
+        None => 0,
+        Some(sql) => {
+            limit(reading, deadline).await?;
+            sqlx::query_scalar(AssertSqlSafe(sql))
+                .persistent(false)
+                .fetch_one(reading)
+                .await?
+        }
+    };
+    Ok(Remains {
+        rows: rows.unsigned_abs(),
+        oldest: oldest.as_deref().map(rfc3339),
+        exempt: exempt.unsigned_abs(),
+    })
+}
+
+/// No statement may outlive the run.
+async fn limit(reading: &mut PgConnection, deadline: Instant) -> Result<(), DatabaseError> {
+    let left = deadline
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(100));
+    sqlx::query(LIMIT_STATEMENT)
+        .bind(i64::try_from(left.as_millis()).unwrap_or(i64::MAX))
+        .execute(reading)
+        .await?;
+    Ok(())
+}
