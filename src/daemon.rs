@@ -2,6 +2,7 @@
 //! part.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -11,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::audit::{AuditError, AuditLog, Entry, RecordKind};
 use crate::config::{Config, JobSettings};
+use crate::http::{self, Liveness, Sight};
 use crate::job::Approval;
 use crate::jobs::KindSettings;
 use crate::jobs::build::{Surroundings, build};
@@ -19,6 +21,7 @@ use crate::runner::{RunnableJob, Runner, Stops};
 use crate::schedule::dispatcher::{Dispatcher, Standing, Status};
 use crate::schedule::heartbeat::Heartbeat;
 use crate::schedule::slots::ScheduledJob;
+use crate::telemetry;
 use crate::values::Name;
 
 /// How often the audit log is sealed with a signed checkpoint, also when nothing happens.
@@ -37,6 +40,12 @@ pub enum DaemonError {
     /// Signals cannot be listened to.
     #[error("listen to signals: {0}")]
     Signals(#[source] std::io::Error),
+    /// The address of `listen` cannot be bound.
+    #[error("listen on {0}: {1}")]
+    Listen(std::net::SocketAddr, #[source] std::io::Error),
+    /// Metrics cannot be collected.
+    #[error("collect metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
     /// The heartbeat cannot start.
     #[error("start the heartbeat: {0}")]
     Heartbeat(String),
@@ -51,6 +60,10 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let actor = format!("daemon:{}", config.daemon.instance);
     announce(&audit, config, &actor).await?;
 
+    let metrics = telemetry::metrics::start()?;
+    for job in config.jobs.keys() {
+        telemetry::metrics::job_known(job.as_str());
+    }
     let stops = Stops::default();
     lifecycle::listen(stops.clone()).map_err(DaemonError::Signals)?;
 
@@ -72,8 +85,25 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
         let (sender, receiver) = mpsc::channel(1);
         senders.push(sender);
         states.push(dispatcher.status());
-        liveness.push(dispatcher.liveness());
+        let probe: Liveness = Arc::new(dispatcher.liveness());
+        liveness.push(probe);
         dispatchers.spawn(dispatcher.run(receiver));
+    }
+    if let Some(address) = config.daemon.listen {
+        let jobs = config
+            .jobs
+            .values()
+            .map(|job| (job.name.clone(), job.database.clone(), job.schedule.clone()));
+        let sight = Sight {
+            instance: config.daemon.instance.clone(),
+            states: states.clone(),
+            liveness: liveness.clone(),
+            jobs: jobs.collect(),
+            metrics,
+        };
+        http::serve(address, sight, stops.soft.clone())
+            .await
+            .map_err(|error| DaemonError::Listen(address, error))?;
     }
     let heartbeat = Heartbeat::start(move || {
         for sender in &senders {
@@ -217,7 +247,7 @@ fn status_text(all: &[Status]) -> String {
 
 /// Tells the service manager that the dispatchers' loops are alive. A database that is down does
 /// not count: the loop goes on without it, and a restart would not bring it back.
-async fn keep_watchdog_quiet(liveness: Vec<impl Fn() -> Duration + Send>) {
+async fn keep_watchdog_quiet(liveness: Vec<Liveness>) {
     let Some(interval) = lifecycle::watchdog_interval() else {
         return;
     };

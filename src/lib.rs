@@ -11,6 +11,7 @@
 //! | [`config`] | the configuration: types, then sense, all mistakes at once |
 //! | [`jobs`] | the kinds, one thin file each |
 //! | [`schedule`] | cron, slots, one dispatcher per database |
+//! | [`http`] | metrics, health, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
 //! | [`backup`] | dump, walk, compress, upload, manifest; restore |
@@ -39,6 +40,7 @@ pub mod config;
 pub mod daemon;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod http;
 pub mod job;
 pub mod jobs;
 pub mod ledger;

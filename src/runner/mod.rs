@@ -26,6 +26,7 @@ use crate::ledger::leader::Fence;
 use crate::ledger::runs::{self, RunEnd, RunRecord};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
+use crate::telemetry;
 use crate::values::{JobName, RunId};
 
 /// How often, and how long apart, the ledger is tried when a run is to be closed.
@@ -116,6 +117,7 @@ impl Runner {
 
     async fn execute_in_span(&self, request: RunRequest) -> RunRecord {
         let started = Instant::now();
+        telemetry::metrics::run_started(request.job.name.as_str(), request.scheduled_for);
         let deadline = started + request.job.run_timeout;
         let mut attempt = 0;
         let end = loop {
@@ -143,6 +145,7 @@ impl Runner {
 
     async fn close(&self, request: &RunRequest, attempt: u32, end: RunEnd, started: Instant) -> RunRecord {
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        telemetry::metrics::run_ended(request.job.name.as_str(), end.outcome, started.elapsed(), &end.report);
         let outcome = end.outcome.as_str();
         let reason = end.reason.as_deref();
         if end.outcome == Outcome::Succeeded {

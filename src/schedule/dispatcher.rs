@@ -22,6 +22,7 @@ use crate::ledger::migrate;
 use crate::ledger::runs::RunRecord;
 use crate::postgres::connect::ConnectTarget;
 use crate::runner::{RunRequest, Runner, Site, Stops};
+use crate::telemetry;
 use crate::values::{JobName, Name, RunId};
 
 /// The longest one evaluation may take; a database that answers slower is treated as lost.
@@ -170,6 +171,12 @@ impl Dispatcher {
     }
 
     async fn tick(&mut self) {
+        self.step().await;
+        let epoch = self.lead.as_ref().map(|lead| lead.term.fence.epoch);
+        telemetry::metrics::evaluated(self.database.as_str(), epoch);
+    }
+
+    async fn step(&mut self) {
         if self.lead.is_none() && Instant::now() >= self.try_again {
             match tokio::time::timeout(TICK_LIMIT, self.take_the_lead()).await {
                 Ok(Ok(standing)) => self.stand(standing),

@@ -17,6 +17,7 @@ use crate::ledger::runs::{self, NewRun};
 use crate::ledger::slots::{self, Evaluated};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::runner::RunnableJob;
+use crate::telemetry;
 use crate::values::RunId;
 
 /// A job with its schedule, and how far that has been evaluated.
@@ -179,6 +180,11 @@ impl Writer<'_> {
         let Some((first, reason)) = slots.next() else {
             return Ok(());
         };
+        let outcome = if kind == RecordKind::Missed {
+            Outcome::Missed
+        } else {
+            Outcome::Skipped
+        };
         let (count, last) = slots.fold((1_u64, first), |(count, _), (slot, _)| (count + 1, slot));
         let body = json!({
             "slots": count, "first": first.scheduled_for, "last": last.scheduled_for, "reason": reason,
@@ -188,6 +194,7 @@ impl Writer<'_> {
             .database(self.term.cluster.clone())
             .policy(self.job.runnable.policy.clone());
         self.audit.append(entry).await?;
+        telemetry::metrics::slots_ended(self.job.runnable.name.as_str(), outcome, count);
         Ok(())
     }
 

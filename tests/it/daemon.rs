@@ -488,3 +488,63 @@ async fn a_backup_ten_times_larger_takes_no_more_memory() {
     println!("peak memory in KiB: {peaks:?}");
     assert!(peaks[1] * 100 < peaks[0] * 110, "peak memory in KiB: {peaks:?}");
 }
+
+#[tokio::test]
+async fn metrics_health_and_the_status_page_answer_over_http() {
+    let database = events(1000).await;
+    let host = Host::new(&purge_config(&database).await);
+    miss_a_slot(&host, &database).await;
+    // A port that was free a moment ago.
+    let address = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let config = std::fs::read_to_string(host.path("config.toml")).unwrap();
+    std::fs::write(
+        host.path("config.toml"),
+        config.replace("listen = \"off\"", &format!("listen = \"{address}\"")),
+    )
+    .unwrap();
+    let daemon = host.daemon();
+    until("the purge has ended", async || {
+        database
+            .value::<bool>("SELECT EXISTS (SELECT 1 FROM pgreeve.run WHERE outcome = 'succeeded')")
+            .await
+    })
+    .await;
+    assert!(http_get(address, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(http_get(address, "/readyz").starts_with("HTTP/1.1 200"));
+    until("the metrics show the run", async || {
+        http_get(address, "/metrics").contains("pgreeve_job_runs_total{job=\"purge\",outcome=\"succeeded\"} 1")
+    })
+    .await;
+    let metrics = http_get(address, "/metrics");
+    for line in [
+        "pgreeve_rows_changed_total{job=\"purge\"} 900",
+        "pgreeve_rows_past_limit{job=\"purge\"} 0",
+        "pgreeve_job_runs_total{job=\"purge\",outcome=\"failed\"} 0",
+        "pgreeve_is_leader{database=\"app\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in:\n{metrics}");
+    }
+    let page = http_get(address, "/");
+    assert!(
+        page.contains("<td>purge</td>") && page.contains("<td>leading</td>"),
+        "{page}"
+    );
+    assert!(http_get(address, "/nothing").starts_with("HTTP/1.1 404"));
+    assert_eq!(daemon.stop(), 0);
+}
+
+fn http_get(address: std::net::SocketAddr, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
