@@ -34,7 +34,7 @@ lint: ## Check format and lints; a warning is an error.
 
 demo: ## Show retention, sweeps, backup, restore and the audit log on a million rows.
 	@.ci/needs postgresql
-	$(CARGO) run --release --locked --features demo -- demo
+	$(CARGO) run --locked --features demo -- demo
 
 bench: ## Run the benchmarks.
 	@.ci/needs postgresql
