@@ -87,8 +87,7 @@ pub struct Leader {
 pub struct Term {
     /// The right to write in this epoch.
     pub fence: Fence,
-    /// Which cluster it is: `system_identifier`, made by `initdb`; the database's OID where the
-    /// role may not read that.
+    /// Which database of which cluster it is; see [`identify`].
     pub cluster: String,
 }
 
@@ -161,24 +160,21 @@ impl Leader {
     }
 }
 
-/// Which cluster a connection reaches.
+/// Which database a connection reaches, as `SYSTEM_IDENTIFIER/OID`: what `initdb` made, and the
+/// number in that cluster, which outlives a new name. Two databases of one cluster share an audit
+/// log, and neither may close the runs of the other. `oid:OID` where the role may not read the first.
 pub async fn identify(connection: &mut PgConnection) -> Result<String, DatabaseError> {
     let allowed: bool =
         sqlx::query_scalar("SELECT pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
             .fetch_one(&mut *connection)
             .await?;
-    let cluster = if allowed {
-        sqlx::query_scalar("SELECT system_identifier::text FROM pg_catalog.pg_control_system()")
-            .fetch_one(connection)
-            .await?
+    let identity = if allowed {
+        "SELECT c.system_identifier::text || '/' || d.oid FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
+         WHERE d.datname = pg_catalog.current_database()"
     } else {
-        sqlx::query_scalar(
-            "SELECT 'oid:' || oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
-        )
-        .fetch_one(connection)
-        .await?
+        "SELECT 'oid:' || oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
     };
-    Ok(cluster)
+    Ok(sqlx::query_scalar(identity).fetch_one(connection).await?)
 }
 
 async fn raise_epoch(connection: &mut PgConnection, instance: &str) -> Result<i64, DatabaseError> {
