@@ -1,7 +1,8 @@
 //! What a new leader does before it admits anything: runs that a dead process left open get their
 //! one terminal state, in the ledger and in the audit log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde_json::json;
 use sqlx::PgConnection;
@@ -9,6 +10,7 @@ use sqlx::PgConnection;
 use crate::audit::{AuditError, AuditLog, Entry, RecordKind, Trace};
 use crate::job::Outcome;
 use crate::ledger::leader::Leader;
+use crate::ledger::locks;
 use crate::ledger::reconcile::{self, OpenRun};
 use crate::ledger::runs::{self, RunEnd};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
@@ -37,16 +39,50 @@ pub async fn is_standby(target: &ConnectTarget) -> Result<bool, DatabaseError> {
 }
 
 /// Closes what is open of earlier terms, and ends in the audit log what ended in the ledger only.
+/// Safe to repeat, also after it was stopped half-way.
 pub async fn recover(leader: &mut Leader, audit: &AuditLog, database: &str) -> Result<(), RecoveryError> {
     let traces = audit.traces().await?;
     let epoch = leader.term.fence.epoch;
     let cluster = leader.term.cluster.clone();
+    let mut closed = BTreeSet::new();
     for open in reconcile::open_before(leader.connection(), epoch).await? {
         close_open_run(leader.connection(), audit, &traces, &cluster, &open).await?;
+        closed.insert(open.run);
     }
     for (run, trace) in &traces {
-        if trace.is_open() && trace.database.as_deref() == Some(cluster.as_str()) {
+        // The traces were read before: what was closed just above still looks open in them.
+        if trace.is_open() && trace.database.as_deref() == Some(cluster.as_str()) && !closed.contains(run) {
             close_open_trace(leader.connection(), audit, database, *run, trace).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Closes runs of the leader's own term that nobody works on any more: those of another process
+/// under this epoch that died (`pgreeve run`), and those whose end could not be written to the
+/// ledger. `known` are the runs of this process. A run is left alone while its job's lock is held,
+/// and until nothing was heard of it for `quiet_for`, which must be longer than the longest pause
+/// between two attempts.
+pub async fn close_strays(
+    leader: &mut Leader,
+    audit: &AuditLog,
+    known: &[RunId],
+    quiet_for: Duration,
+) -> Result<(), RecoveryError> {
+    let epoch = leader.term.fence.epoch;
+    let cluster = leader.term.cluster.clone();
+    let quiet = reconcile::quiet(leader.connection(), epoch, known, quiet_for).await?;
+    if quiet.is_empty() {
+        return Ok(());
+    }
+    let traces = audit.traces().await?;
+    for open in quiet {
+        let key = locks::key(&open.job);
+        if locks::holder(leader.connection(), locks::JOB_CLASS, key)
+            .await?
+            .is_none()
+        {
+            close_open_run(leader.connection(), audit, &traces, &cluster, &open).await?;
         }
     }
     Ok(())
@@ -71,8 +107,13 @@ async fn close_open_run(
             sqlstate: None,
             report,
         }
-    } else if open.started {
-        let reason = format!("the process of instance {} ended while it ran", open.instance);
+    } else if open.started || open.scheduled_for.is_none() {
+        let when = if open.started {
+            "while it ran"
+        } else {
+            "before it started"
+        };
+        let reason = format!("the process of instance {} ended {when}", open.instance);
         RunEnd {
             outcome: Outcome::Abandoned,
             reason: Some(reason),
@@ -86,10 +127,10 @@ async fn close_open_run(
         )
     };
     if ended.is_none() {
-        let kind = if open.started {
-            RecordKind::RunInterrupted
-        } else {
+        let kind = if end.outcome == Outcome::Missed {
             RecordKind::Missed
+        } else {
+            RecordKind::RunInterrupted
         };
         let body = json!({
             "outcome": end.outcome, "reason": end.reason, "scheduled_for": open.scheduled_for, "report": end.report,
@@ -115,8 +156,13 @@ async fn close_open_trace(
 ) -> Result<(), RecoveryError> {
     let record = runs::find(connection, database, run).await?;
     let (kind, body) = match record {
-        // It runs now, in another process under this leader's epoch, or was closed just above.
-        Some(record) if record.outcome.is_none() || record.outcome() == Some(Outcome::Abandoned) => return Ok(()),
+        // It runs now, in another process under this leader's epoch.
+        Some(record) if record.outcome.is_none() => return Ok(()),
+        // Another host led meanwhile and closed it; its audit log says so, this one not yet.
+        Some(record) if record.outcome() == Some(Outcome::Abandoned) => (
+            RecordKind::RunInterrupted,
+            json!({ "outcome": record.outcome, "reason": record.reason, "report": record.report }),
+        ),
         Some(record) => (
             RecordKind::RunEnd,
             json!({ "outcome": record.outcome, "reason": record.reason, "report": record.report, "recovered": true }),

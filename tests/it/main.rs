@@ -11,6 +11,7 @@
 
 mod support;
 
+mod accounting;
 mod audit;
 mod backup;
 mod cli;
