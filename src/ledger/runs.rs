@@ -1,6 +1,8 @@
 //! `pgreeve.run`: one row per due slot and per manual run, opened before anything happens and
 //! closed once.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use jiff_sqlx::{Timestamp as SqlTimestamp, ToSqlx};
 use serde::Serialize;
@@ -130,29 +132,9 @@ impl RunRecord {
 
 /// Opens a run's row. `false` when the slot has a row already: somebody else accounts for it.
 pub async fn admit(transaction: &mut PgConnection, run: &NewRun) -> Result<bool, DatabaseError> {
-    insert(transaction, run, None).await
-}
-
-/// Accounts for a slot that is not run: one row, opened and closed at once.
-pub async fn account(
-    transaction: &mut PgConnection,
-    run: &NewRun,
-    outcome: Outcome,
-    reason: &str,
-) -> Result<bool, DatabaseError> {
-    insert(transaction, run, Some((outcome, reason))).await
-}
-
-async fn insert(
-    transaction: &mut PgConnection,
-    run: &NewRun,
-    end: Option<(Outcome, &str)>,
-) -> Result<bool, DatabaseError> {
     let done = sqlx::query(
-        "INSERT INTO pgreeve.run (run_id, job, kind, scheduled_for, timezone, adjusted, trigger, actor, instance, epoch,
-                                  policy, outcome, reason, finished_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                 CASE WHEN $12::text IS NOT NULL THEN pg_catalog.clock_timestamp() END)
+        "INSERT INTO pgreeve.run (run_id, job, kind, scheduled_for, timezone, adjusted, trigger, actor, instance, epoch, policy)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
          ON CONFLICT (job, scheduled_for) DO NOTHING",
     )
     .bind(run.run.0)
@@ -166,11 +148,78 @@ async fn insert(
     .bind(&run.instance)
     .bind(run.epoch)
     .bind(&run.policy)
-    .bind(end.map(|(outcome, _)| outcome.as_str()))
-    .bind(end.map(|(_, reason)| reason))
     .execute(transaction)
     .await?;
     Ok(done.rows_affected() == 1)
+}
+
+/// The run that this process admitted for the same slot in a transaction of which it never learnt
+/// that it was committed. Nobody else starts it.
+pub async fn admitted_before(transaction: &mut PgConnection, run: &NewRun) -> Result<Option<RunId>, DatabaseError> {
+    let found = sqlx::query_scalar(
+        "SELECT run_id FROM pgreeve.run
+         WHERE job = $1 AND scheduled_for = $2 AND instance = $3 AND epoch = $4 AND outcome IS NULL AND attempt = 0",
+    )
+    .bind(run.job.as_str())
+    .bind(run.scheduled_for.map(ToSqlx::to_sqlx))
+    .bind(&run.instance)
+    .bind(run.epoch)
+    .fetch_optional(transaction)
+    .await?;
+    Ok(found.map(RunId))
+}
+
+/// A slot that is not run.
+#[derive(Debug, Clone)]
+pub struct Unrun {
+    /// The slot.
+    pub scheduled_for: Timestamp,
+    /// What a clock change did to it.
+    pub adjusted: Option<Adjusted>,
+    /// What would have started it.
+    pub trigger: Trigger,
+    /// Why it is not run.
+    pub reason: String,
+}
+
+/// Accounts for slots that are not run: one row each, opened and closed at once, all in one
+/// statement. `like` says the rest about them. Answers with the slots that got their row now; for
+/// the others somebody else accounts.
+pub async fn account(
+    transaction: &mut PgConnection,
+    like: &NewRun,
+    outcome: Outcome,
+    slots: &[Unrun],
+) -> Result<BTreeSet<Timestamp>, DatabaseError> {
+    if slots.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let rows: Vec<SqlTimestamp> = sqlx::query_scalar(
+        "INSERT INTO pgreeve.run (run_id, job, kind, scheduled_for, timezone, adjusted, trigger, actor, instance, epoch,
+                                  policy, outcome, reason, finished_at)
+         SELECT s.run_id, $5, $6, s.scheduled_for, $7, s.adjusted, s.trigger, $8, $9, $10, $11, $12, s.reason,
+                pg_catalog.clock_timestamp()
+         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $13::text[])
+              AS s (run_id, scheduled_for, adjusted, trigger, reason)
+         ON CONFLICT (job, scheduled_for) DO NOTHING
+         RETURNING scheduled_for",
+    )
+    .bind(slots.iter().map(|_| RunId::new().0).collect::<Vec<_>>())
+    .bind(slots.iter().map(|slot| slot.scheduled_for.to_sqlx()).collect::<Vec<_>>())
+    .bind(slots.iter().map(|slot| slot.adjusted.map(Adjusted::as_str)).collect::<Vec<_>>())
+    .bind(slots.iter().map(|slot| slot.trigger.as_str()).collect::<Vec<_>>())
+    .bind(like.job.as_str())
+    .bind(like.kind.as_str())
+    .bind(&like.timezone)
+    .bind(&like.actor)
+    .bind(&like.instance)
+    .bind(like.epoch)
+    .bind(&like.policy)
+    .bind(outcome.as_str())
+    .bind(slots.iter().map(|slot| slot.reason.as_str()).collect::<Vec<_>>())
+    .fetch_all(transaction)
+    .await?;
+    Ok(rows.into_iter().map(SqlTimestamp::to_jiff).collect())
 }
 
 /// Closes a run. Does nothing to one that is closed already: a run ends once.

@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::due::{self, Decision};
 use super::slots::{self, ScheduledJob};
 use super::{recovery, slots::Admission};
 use crate::audit::{AuditLog, RunRecorder};
@@ -35,6 +34,10 @@ const FOLLOW_PAUSE: Duration = Duration::from_secs(3);
 const CONFIRM_EVERY: Duration = Duration::from_secs(5);
 /// How often the marks are moved on while nothing is due.
 const SAVE_EVERY: Duration = Duration::from_mins(1);
+
+/// How long nothing must have been heard of a run that is nobody's before it is closed: longer than
+/// the longest pause between two attempts.
+const STRAY_AFTER: Duration = Duration::from_mins(5);
 
 /// How a dispatcher stands with its database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -275,11 +278,10 @@ impl Dispatcher {
         for index in 0..self.jobs.len() {
             let job = &mut self.jobs[index];
             let name = job.runnable.name.clone();
-            let found = job.due_until(now);
-            if found.is_empty() && !save {
+            let (decision, until) = job.due_until(now);
+            if decision.is_empty() && !save {
                 continue;
             }
-            let Decision { missed, run } = due::decide(found, now, job.missed, job.catch_up_window);
             let busy = self.active.get(&name).copied();
             let writer = slots::Writer {
                 audit: &self.audit,
@@ -287,11 +289,14 @@ impl Dispatcher {
                 term: &lead.term.clone(),
                 job,
             };
-            let admitted = writer.write(lead.connection(), missed, run, busy, now).await?;
+            let admitted = writer.write(lead.connection(), decision, busy, until).await?;
             self.queued.entry(name.clone()).or_default().extend(admitted);
             self.start_next(&name, &lead.term);
         }
         if save {
+            let queued = self.queued.values().flatten().map(|admission| admission.run);
+            let known: Vec<RunId> = self.active.values().copied().chain(queued).collect();
+            recovery::close_strays(lead, &self.audit, &known, STRAY_AFTER).await?;
             self.saved = Instant::now();
         }
         Ok(())

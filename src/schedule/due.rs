@@ -23,6 +23,14 @@ pub struct Decision {
     pub run: Vec<(Occurrence, Trigger)>,
 }
 
+impl Decision {
+    /// Whether nothing is due.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.missed.is_empty() && self.run.is_empty()
+    }
+}
+
 /// Decides about the slots that came due since the last evaluation, in order of time.
 #[must_use]
 pub fn decide(due: Vec<Occurrence>, now: Timestamp, missed: Missed, catch_up_window: Duration) -> Decision {
@@ -54,6 +62,21 @@ pub fn decide(due: Vec<Occurrence>, now: Timestamp, missed: Missed, catch_up_win
         decision.missed.push((slot, reason));
     }
     decision
+}
+
+/// Accounts for slots that have more than [`RUN_ALL_LIMIT`] younger ones behind them: whatever the
+/// job does about missed slots, none of these runs.
+#[must_use]
+pub fn decide_backlog(due: Vec<Occurrence>, missed: Missed) -> Decision {
+    let reason = match missed {
+        Missed::Skip => "nobody could run it, and the job does not catch up (missed = \"skip\")".to_owned(),
+        Missed::RunOnce => "nobody could run it; only the newest slot that was missed may stand for it".to_owned(),
+        Missed::RunAll => format!("nobody could run it, and more than {RUN_ALL_LIMIT} slots were missed"),
+    };
+    Decision {
+        missed: due.into_iter().map(|slot| (slot, reason.clone())).collect(),
+        run: Vec::new(),
+    }
 }
 
 #[cfg(test)]

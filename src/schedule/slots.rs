@@ -7,18 +7,23 @@ use jiff::Timestamp;
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
-use super::cron::{Occurrence, Schedule};
+use super::cron::{Adjusted, Occurrence, Schedule};
+use super::due::{self, Decision, RUN_ALL_LIMIT};
 use super::policy::Missed;
 use super::recovery::RecoveryError;
 use crate::audit::{AuditLog, Entry, RecordKind};
 use crate::job::{Outcome, Trigger};
 use crate::ledger::leader::Term;
-use crate::ledger::runs::{self, NewRun};
+use crate::ledger::runs::{self, NewRun, Unrun};
 use crate::ledger::slots::{self, Evaluated};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::runner::RunnableJob;
 use crate::telemetry;
 use crate::values::RunId;
+
+/// The most slots that one evaluation accounts for: a year of a job that runs each minute has half a
+/// million, which no transaction should hold and no evaluation wait for.
+pub const CHUNK: usize = 5000;
 
 /// A job with its schedule, and how far that has been evaluated.
 pub struct ScheduledJob {
@@ -47,10 +52,18 @@ impl ScheduledJob {
         }
     }
 
-    /// The slots that came due since the last evaluation.
+    /// What to do about the slots that came due since the last evaluation, and until when these
+    /// are: until `now`, or, after a long downtime, until the last of the [`CHUNK`] oldest.
     #[must_use]
-    pub fn due_until(&self, now: Timestamp) -> Vec<Occurrence> {
-        self.schedule.between(self.evaluated_until, now).collect()
+    pub fn due_until(&self, now: Timestamp) -> (Decision, Timestamp) {
+        let due = self.schedule.between(self.evaluated_until, now);
+        let mut due: Vec<Occurrence> = due.take(CHUNK + RUN_ALL_LIMIT + 1).collect();
+        if due.len() <= CHUNK + RUN_ALL_LIMIT {
+            return (due::decide(due, now, self.missed, self.catch_up_window), now);
+        }
+        due.truncate(CHUNK);
+        let until = due.last().map_or(now, |slot| slot.scheduled_for);
+        (due::decide_backlog(due, self.missed), until)
     }
 
     fn evaluated(&self, until: Timestamp) -> Evaluated {
@@ -108,109 +121,139 @@ pub async fn first_seen(
 }
 
 /// Writes the rows of one job's due slots.
-pub(super) struct Writer<'a> {
-    pub(super) audit: &'a AuditLog,
-    pub(super) instance: &'a str,
-    pub(super) term: &'a Term,
-    pub(super) job: &'a mut ScheduledJob,
+pub struct Writer<'a> {
+    /// Where what is not run is put on record.
+    pub audit: &'a AuditLog,
+    /// Who writes.
+    pub instance: &'a str,
+    /// By which right.
+    pub term: &'a Term,
+    /// Whose slots.
+    pub job: &'a mut ScheduledJob,
 }
 
 impl Writer<'_> {
-    /// Accounts for all slots until `now`. The audit record of what is not run comes first, so that
-    /// a crash between the two repeats a record rather than losing one.
-    pub(super) async fn write(
+    /// Accounts for all slots until `until`, and answers which runs may start. While the run
+    /// `busy` of the job goes on, none may. The audit record of what is not run is made just before
+    /// the rows are committed: a crash between the two repeats a record rather than losing one, and
+    /// what the database refuses is not announced.
+    ///
+    /// # Errors
+    /// Also when the term is over. No slot has a row then that had none, or, when the commit was
+    /// not answered, all of them may have theirs; the next evaluation finds out.
+    pub async fn write(
         self,
         connection: &mut PgConnection,
-        mut missed: Vec<(Occurrence, String)>,
-        run: Vec<(Occurrence, Trigger)>,
+        decision: Decision,
         busy: Option<RunId>,
-        now: Timestamp,
+        until: Timestamp,
     ) -> Result<Vec<Admission>, RecoveryError> {
-        let mut skipped = Vec::new();
-        let mut to_run = run;
-        if let Some(running) = busy {
+        let Decision { missed, mut run } = decision;
+        let missed: Vec<Unrun> = missed
+            .into_iter()
+            .map(|(slot, reason)| unrun(&slot, Trigger::Schedule, reason))
+            .collect();
+        let skipped: Vec<Unrun> = busy.map_or_else(Vec::new, |running| {
             let reason = format!("overlap: run {running} of the job is still under way");
-            skipped.extend(to_run.drain(..).map(|(slot, trigger)| (slot, trigger, reason.clone())));
-        }
-        self.announce(RecordKind::Missed, missed.iter().map(|(slot, reason)| (slot, reason)))
-            .await?;
-        self.announce(
-            RecordKind::Skipped,
-            skipped.iter().map(|(slot, _, reason)| (slot, reason)),
-        )
-        .await?;
-
-        let mut admitted = Vec::new();
+            let slots = run.drain(..);
+            slots
+                .map(|(slot, trigger)| unrun(&slot, trigger, reason.clone()))
+                .collect()
+        });
         let mut transaction = connection.begin().await.map_err(DatabaseError::from)?;
         self.term
             .fence
             .hold(&mut transaction)
             .await
             .map_err(DatabaseError::from)?;
-        for (slot, reason) in missed.drain(..) {
-            let row = self.row(&slot, Trigger::Schedule);
-            runs::account(&mut transaction, &row, Outcome::Missed, &reason).await?;
+        let (mut admitted, mut ended) = (Vec::new(), Vec::new());
+        for (slot, trigger) in run {
+            admitted.extend(self.admit(&mut transaction, &slot, trigger).await?);
         }
-        for (slot, trigger, reason) in skipped {
-            let row = self.row(&slot, trigger);
-            runs::account(&mut transaction, &row, Outcome::Skipped, &reason).await?;
+        slots::save(&mut transaction, &self.job.runnable.name, &self.job.evaluated(until)).await?;
+        for (outcome, kind, slots) in [
+            (Outcome::Missed, RecordKind::Missed, missed),
+            (Outcome::Skipped, RecordKind::Skipped, skipped),
+        ] {
+            let Some(first) = slots.first() else { continue };
+            let like = self.row(first.scheduled_for, first.adjusted, first.trigger);
+            let accounted = runs::account(&mut transaction, &like, outcome, &slots).await?;
+            let accounted = slots.iter().filter(|slot| accounted.contains(&slot.scheduled_for));
+            ended.push((outcome, self.announce(kind, accounted).await?));
         }
-        for (slot, trigger) in to_run {
-            let row = self.row(&slot, trigger);
-            if runs::admit(&mut transaction, &row).await? {
-                admitted.push(Admission {
-                    run: row.run,
-                    scheduled_for: slot.scheduled_for,
-                    trigger,
-                });
-            }
-        }
-        slots::save(&mut transaction, &self.job.runnable.name, &self.job.evaluated(now)).await?;
         transaction.commit().await.map_err(DatabaseError::from)?;
-        self.job.evaluated_until = self.job.evaluated_until.max(now);
+        for (outcome, count) in ended {
+            telemetry::metrics::slots_ended(self.job.runnable.name.as_str(), outcome, count);
+        }
+        self.job.evaluated_until = self.job.evaluated_until.max(until);
         Ok(admitted)
     }
 
-    /// One audit record for all slots of a kind: how many, the first, the last, and why.
+    /// Opens the row of a slot that is to run. A row that is there already is somebody else's, or
+    /// our own from a commit that was not answered.
+    async fn admit(
+        &self,
+        transaction: &mut PgConnection,
+        slot: &Occurrence,
+        trigger: Trigger,
+    ) -> Result<Option<Admission>, DatabaseError> {
+        let row = self.row(slot.scheduled_for, slot.adjusted, trigger);
+        let run = if runs::admit(transaction, &row).await? {
+            Some(row.run)
+        } else {
+            runs::admitted_before(transaction, &row).await?
+        };
+        Ok(run.map(|run| Admission {
+            run,
+            scheduled_for: slot.scheduled_for,
+            trigger,
+        }))
+    }
+
+    /// One audit record for all slots of a kind: how many, the first, the last, and why. Answers
+    /// with how many they are.
     async fn announce<'s>(
         &self,
         kind: RecordKind,
-        mut slots: impl Iterator<Item = (&'s Occurrence, &'s String)>,
-    ) -> Result<(), RecoveryError> {
-        let Some((first, reason)) = slots.next() else {
-            return Ok(());
+        mut slots: impl Iterator<Item = &'s Unrun>,
+    ) -> Result<u64, RecoveryError> {
+        let Some(first) = slots.next() else {
+            return Ok(0);
         };
-        let outcome = if kind == RecordKind::Missed {
-            Outcome::Missed
-        } else {
-            Outcome::Skipped
-        };
-        let (count, last) = slots.fold((1_u64, first), |(count, _), (slot, _)| (count + 1, slot));
+        let (count, last) = slots.fold((1_u64, first), |(count, _), slot| (count + 1, slot));
         let body = json!({
-            "slots": count, "first": first.scheduled_for, "last": last.scheduled_for, "reason": reason,
+            "slots": count, "first": first.scheduled_for, "last": last.scheduled_for, "reason": first.reason,
         });
         let entry = Entry::new(kind, body)
             .job(self.job.runnable.name.clone())
             .database(self.term.cluster.clone())
             .policy(self.job.runnable.policy.clone());
         self.audit.append(entry).await?;
-        telemetry::metrics::slots_ended(self.job.runnable.name.as_str(), outcome, count);
-        Ok(())
+        Ok(count)
     }
 
-    fn row(&self, slot: &Occurrence, trigger: Trigger) -> NewRun {
+    fn row(&self, scheduled_for: Timestamp, adjusted: Option<Adjusted>, trigger: Trigger) -> NewRun {
         NewRun {
             run: RunId::new(),
             job: self.job.runnable.name.clone(),
             kind: self.job.runnable.job.kind(),
-            scheduled_for: Some(slot.scheduled_for),
+            scheduled_for: Some(scheduled_for),
             timezone: self.job.schedule.timezone().name().to_owned(),
-            adjusted: slot.adjusted,
+            adjusted,
             trigger,
             actor: format!("daemon:{}", self.instance),
             instance: self.instance.to_owned(),
             epoch: self.term.fence.epoch,
             policy: self.job.runnable.policy.clone(),
         }
+    }
+}
+
+fn unrun(slot: &Occurrence, trigger: Trigger, reason: String) -> Unrun {
+    Unrun {
+        scheduled_for: slot.scheduled_for,
+        adjusted: slot.adjusted,
+        trigger,
+        reason,
     }
 }

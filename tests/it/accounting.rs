@@ -1,18 +1,24 @@
 //! Every slot and every run comes to one terminal state, whatever ended before its time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use pgreeve::audit::{AuditLog, Entry, RecordKind, runs as traces};
 use pgreeve::job::{Outcome, Trigger};
 use pgreeve::ledger::leader::{Campaign, Leader};
 use pgreeve::ledger::runs::{self, NewRun, RunEnd};
+use pgreeve::ledger::slots::{self, Evaluated};
 use pgreeve::ledger::{attempts, locks, migrate};
+use pgreeve::schedule::cron::Schedule;
+use pgreeve::schedule::policy::Missed;
 use pgreeve::schedule::recovery;
-use pgreeve::values::RunId;
+use pgreeve::schedule::slots::{Admission, CHUNK, ScheduledJob, Writer, first_seen};
+use pgreeve::values::{RunId, Timezone};
 use serde_json::json;
 
 use crate::support::Database;
-use crate::support::bench::Bench;
+use crate::support::bench::{Bench, green};
 use crate::support::process::until;
 
 /// A run that is open in the ledger, under the bench's epoch.
@@ -117,4 +123,111 @@ async fn a_guest_run_whose_process_died_is_closed_while_the_leader_goes_on() {
     );
     assert_eq!(outcome(&bench.database, alive).await, None, "the process knows it");
     assert_eq!(bench.audit_kinds(), ["run.start", "run.interrupted", "run.interrupted"]);
+}
+
+/// A job with a slot each minute that was last evaluated at `since`.
+async fn minutely(bench: &mut Bench, since: Timestamp, now: Timestamp) -> ScheduledJob {
+    let runnable = Bench::job("purge", Arc::new(|_| Box::pin(async { Ok(green()) })));
+    let schedule = Schedule::parse("* * * * *", Timezone::utc()).unwrap();
+    let known = Evaluated {
+        schedule: schedule.to_string(),
+        timezone: "UTC".to_owned(),
+        until: since,
+    };
+    slots::save(bench.lead.connection(), &runnable.name, &known)
+        .await
+        .unwrap();
+    let mut jobs = vec![ScheduledJob::new(
+        runnable,
+        schedule,
+        Missed::RunOnce,
+        Duration::from_hours(24),
+    )];
+    first_seen(bench.lead.connection(), &mut jobs, &bench.audit, now)
+        .await
+        .unwrap();
+    jobs.remove(0)
+}
+
+/// Evaluates a job once, as the dispatcher does; answers which runs may start, and until when.
+async fn evaluate(bench: &mut Bench, job: &mut ScheduledJob, now: Timestamp) -> (Vec<Admission>, Timestamp) {
+    let (decision, until) = job.due_until(now);
+    let term = bench.lead.term.clone();
+    let writer = Writer {
+        audit: &bench.audit,
+        instance: "bench",
+        term: &term,
+        job,
+    };
+    let connection = bench.lead.connection();
+    (writer.write(connection, decision, None, until).await.unwrap(), until)
+}
+
+#[tokio::test]
+async fn weeks_of_missed_minutes_are_accounted_for_in_pieces_and_the_newest_runs() {
+    let mut bench = Bench::set_up().await;
+    let now: Timestamp = "2026-03-01T00:00:30Z".parse().unwrap();
+    let minutes = 2 * i64::try_from(CHUNK).unwrap() + 300;
+    let mut job = minutely(&mut bench, now - SignedDuration::from_mins(minutes), now).await;
+    let mut admitted = Vec::new();
+    for last in [false, false, true] {
+        let (runs, until) = evaluate(&mut bench, &mut job, now).await;
+        admitted.extend(runs);
+        assert_eq!(until == now, last);
+    }
+    assert!(job.due_until(now).0.is_empty());
+    assert_eq!(admitted.len(), 1);
+    assert_eq!(admitted[0].scheduled_for.to_string(), "2026-03-01T00:00:00Z");
+    let missed = "SELECT count(*) FROM pgreeve.run WHERE outcome = 'missed'";
+    assert_eq!(bench.database.value::<i64>(missed).await, minutes - 1);
+    let recorded: u64 = bench
+        .audit_records()
+        .iter()
+        .filter(|record| record["kind"] == "missed")
+        .map(|record| record["body"]["slots"].as_u64().unwrap())
+        .sum();
+    assert_eq!(i64::try_from(recorded).unwrap(), minutes - 1);
+}
+
+#[tokio::test]
+async fn a_run_whose_admission_was_committed_without_an_answer_is_started_all_the_same() {
+    let mut bench = Bench::set_up().await;
+    let now: Timestamp = "2026-03-01T00:00:30Z".parse().unwrap();
+    let since = now - SignedDuration::from_mins(1);
+    let mut job = minutely(&mut bench, since, now).await;
+    let (first, _) = evaluate(&mut bench, &mut job, now).await;
+    // The process never saw the answer: it still believes that nothing was evaluated.
+    let sql = format!("UPDATE pgreeve.schedule SET evaluated_until = '{since}'");
+    bench.database.execute(&sql).await;
+    let mut jobs = vec![job];
+    first_seen(bench.lead.connection(), &mut jobs, &bench.audit, now)
+        .await
+        .unwrap();
+    job = jobs.remove(0);
+    let (again, _) = evaluate(&mut bench, &mut job, now).await;
+    assert_eq!(again.len(), 1);
+    assert_eq!(again[0].run, first[0].run);
+}
+
+#[tokio::test]
+async fn slots_that_the_database_refuses_are_not_announced() {
+    let mut bench = Bench::set_up().await;
+    let now: Timestamp = "2026-03-01T00:00:30Z".parse().unwrap();
+    let mut job = minutely(&mut bench, now - SignedDuration::from_mins(10), now).await;
+    bench
+        .database
+        .execute("UPDATE pgreeve.leader SET epoch = epoch + 1")
+        .await;
+    let (decision, until) = job.due_until(now);
+    let term = bench.lead.term.clone();
+    let writer = Writer {
+        audit: &bench.audit,
+        instance: "bench",
+        term: &term,
+        job: &mut job,
+    };
+    let result = writer.write(bench.lead.connection(), decision, None, until).await;
+    assert!(result.is_err());
+    assert!(bench.audit_records().iter().all(|record| record["kind"] != "missed"));
+    assert!(!job.due_until(now).0.is_empty(), "they are due as before");
 }

@@ -157,23 +157,30 @@ impl Bench {
         }
     }
 
-    /// The kinds of the audit log's records about runs, in order.
-    pub fn audit_kinds(&self) -> Vec<String> {
-        let mut kinds = Vec::new();
+    /// The audit log's records, in order.
+    pub fn audit_records(&self) -> Vec<Value> {
         let mut files: Vec<_> = std::fs::read_dir(self.directory.path().join("audit"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
             .collect();
         files.sort();
-        for file in files {
-            for line in std::fs::read_to_string(file).unwrap().lines() {
-                let record: Value = serde_json::from_str(line).unwrap();
-                if record.get("run").is_some() {
-                    kinds.push(record["kind"].as_str().unwrap().to_owned());
-                }
-            }
-        }
-        kinds
+        let lines = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
+        lines
+            .flat_map(|text| {
+                text.lines()
+                    .map(|line| serde_json::from_str(line).unwrap())
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// The kinds of the audit log's records about runs, in order.
+    pub fn audit_kinds(&self) -> Vec<String> {
+        let records = self.audit_records();
+        let about_runs = records.iter().filter(|record| record.get("run").is_some());
+        about_runs
+            .map(|record| record["kind"].as_str().unwrap().to_owned())
+            .collect()
     }
 }
