@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::supervise::{self, Cause, Ended, Watched};
 use super::{RunRequest, RunnableJob, Site, entry};
@@ -115,11 +116,13 @@ pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, de
             "attempt": attempt, "trigger": request.trigger, "scheduled_for": request.scheduled_for, "reason": request.note,
         }),
     };
-    let task = tokio::spawn(async move {
+    let task = async move {
         let result = work.run(&mut context).await;
         context.session.close().await;
         result
-    });
+    };
+    // The span goes with the work, so that its log lines name the run.
+    let task = tokio::spawn(task.in_current_span());
     let watched = Watched {
         target: &request.site.target,
         backend_pid,
