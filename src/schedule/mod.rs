@@ -7,6 +7,7 @@
 pub mod cron;
 pub mod dispatcher;
 pub mod due;
+pub mod fields;
 pub mod heartbeat;
 pub mod policy;
 pub mod recovery;

@@ -21,6 +21,7 @@ mod restore;
 mod retention;
 mod runner;
 mod sample;
+mod schedule;
 mod store;
 mod systemd;
 mod transition;
