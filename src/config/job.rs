@@ -13,6 +13,7 @@ use super::{backup, retention, transition};
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
 use crate::schedule::cron::Schedule;
+use crate::schedule::lint::lint;
 use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
@@ -183,26 +184,16 @@ fn schedule(section: &mut Section<'_>, scope: &Scope<'_>) -> Option<Schedule> {
     let field = text?;
     let parsed = Schedule::parse(field.text()?, timezone.unwrap_or_else(Timezone::utc));
     let schedule = field.checked(parsed)?;
-    if schedule.next_after(scope.surroundings.now).is_none() {
+    let now = scope.surroundings.now;
+    if schedule.next_after(now).is_none() {
         let help = "write a date that exists, such as \"0 0 28 2 *\"";
         field.error(&format!("`{schedule}` never fires"), help);
         return None;
     }
-    warn_of_two_days(&field);
-    zone_known.then_some(schedule)
-}
-
-/// Cron joins the two day fields by OR, which surprises those who expect AND.
-fn warn_of_two_days(field: &Field<'_>) {
-    let mut fields = field.value.as_str().unwrap_or_default().split_whitespace().skip(2);
-    let (day, week_day) = (fields.next(), fields.nth(1));
-    let restricted = |text: Option<&str>| text.is_some_and(|text| !text.starts_with('*') && text != "?");
-    if restricted(day) && restricted(week_day) {
-        field.warning(
-            "fires on the days of the month and also on the days of the week",
-            "cron joins the two by OR; restrict one of them only, or leave it if that is meant",
-        );
+    for lint in lint(&schedule, now) {
+        field.warning(&lint.problem, &lint.help);
     }
+    zone_known.then_some(schedule)
 }
 
 /// The one kind of a job.

@@ -9,6 +9,7 @@ pub mod dispatcher;
 pub mod due;
 pub mod fields;
 pub mod heartbeat;
+pub mod lint;
 pub mod policy;
 pub mod recovery;
 pub mod slots;
