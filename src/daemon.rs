@@ -17,9 +17,10 @@ use crate::job::Approval;
 use crate::jobs::KindSettings;
 use crate::jobs::build::{Surroundings, build};
 use crate::lifecycle;
-use crate::runner::{RunnableJob, Runner, Stops};
+use crate::runner::{RunnableJob, Runner, SameJob, Sharing, Stops};
 use crate::schedule::dispatcher::{Dispatcher, Standing, Status};
 use crate::schedule::heartbeat::Heartbeat;
+use crate::schedule::policy::{Overlap, start_delay};
 use crate::schedule::slots::ScheduledJob;
 use crate::telemetry;
 use crate::values::Name;
@@ -81,6 +82,10 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
             runner.clone(),
             audit.clone(),
             stops.clone(),
+        )
+        .within(
+            usize::try_from(config.databases[database].max_runs).unwrap_or(usize::MAX),
+            config.daemon.history_keep,
         );
         let (sender, receiver) = mpsc::channel(1);
         senders.push(sender);
@@ -155,6 +160,15 @@ pub fn runnable(config: &Config, settings: &JobSettings) -> RunnableJob {
         run_timeout: settings.run_timeout,
         lock_timeout: settings.lock_timeout,
         retries: settings.retries,
+        sharing: Sharing {
+            groups: settings.groups.clone(),
+            start_deadline: settings.start_deadline,
+            same_job: match settings.overlap {
+                Overlap::Skip => SameJob::Skip,
+                Overlap::QueueOne => SameJob::Wait,
+                Overlap::CancelRunning => SameJob::Replace,
+            },
+        },
     }
 }
 
@@ -168,6 +182,10 @@ fn jobs_by_database(config: &Config) -> BTreeMap<&Name, Vec<ScheduledJob>> {
             settings.schedule.clone(),
             settings.missed,
             settings.catch_up_window,
+        )
+        .with(
+            settings.overlap,
+            start_delay(settings.jitter, &config.daemon.instance, &settings.name),
         );
         jobs.entry(&settings.database).or_default().push(job);
     }

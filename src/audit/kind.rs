@@ -59,6 +59,7 @@ record_kinds! {
     RestoreFailed = "restore.failed": "A restore did not come to its end.",
     RestoreReplayed = "restore.replayed": "Erasures since the snapshot were repeated in a restored database.",
     DatabaseRewound = "database.rewound": "A database is older than this log: it was restored or replaced.",
+    LedgerForgotten = "ledger.forgotten": "Rows of the ledger past their keep period are about to be removed.",
     ClockJump = "clock.jump": "The host's clock was set.",
     Checkpoint = "checkpoint": "The log signs itself.",
     Segment = "segment": "A new file begins.",

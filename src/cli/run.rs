@@ -204,6 +204,7 @@ async fn run_once(
         note,
         stops,
         progress,
+        retry_until: None,
     };
     let record = Runner::new(audit.clone()).execute(request).await;
     if let Some(shown) = shown {

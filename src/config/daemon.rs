@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -24,7 +25,14 @@ pub struct DaemonSettings {
     pub listen: Option<SocketAddr>,
     /// The zone of schedules that name none. Default `UTC`.
     pub timezone: Timezone,
+    /// How long the ledger keeps what ended; the newest run of each job stays. Default 400 days.
+    pub history_keep: Duration,
 }
+
+const DEFAULT_HISTORY: Duration = Duration::from_hours(24 * 400);
+/// Slots are caught up and holds explained from the ledger; a shorter one would forget its reasons.
+const SHORTEST_HISTORY: Duration = Duration::from_hours(24 * 30);
+const LONGEST_HISTORY: Duration = Duration::from_hours(24 * 3660);
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9847);
 
@@ -49,6 +57,10 @@ pub(super) fn read(mut section: Section<'_>, surroundings: &Surroundings) -> Dae
             .optional("timezone")
             .and_then(|field| field.parse())
             .unwrap_or_else(Timezone::utc),
+        history_keep: section
+            .optional("history_keep")
+            .and_then(|field| history(&field))
+            .unwrap_or(DEFAULT_HISTORY),
     };
     section.finish(&[]);
     settings
@@ -63,6 +75,15 @@ fn instance(field: &Field<'_>) -> Option<String> {
         return None;
     }
     Some(text.to_owned())
+}
+
+fn history(field: &Field<'_>) -> Option<Duration> {
+    let keep = field.duration(LONGEST_HISTORY)?;
+    if keep < SHORTEST_HISTORY {
+        field.error("the ledger would forget too soon", "keep at least \"30d\"");
+        return None;
+    }
+    Some(keep)
 }
 
 fn listen(field: &Field<'_>) -> Option<SocketAddr> {

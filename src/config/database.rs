@@ -10,12 +10,20 @@ use crate::postgres::connect::ConnectTarget;
 pub struct DatabaseSettings {
     /// Where to connect, and as whom.
     pub target: ConnectTarget,
+    /// How many runs may be under way at the same time. 1 to 64.
+    pub max_runs: u32,
 }
+
+const DEFAULT_MAX_RUNS: u32 = 4;
+const MOST_RUNS: u32 = 64;
 
 pub(super) fn read(field: &Field<'_>, surroundings: &Surroundings) -> Option<DatabaseSettings> {
     let mut section = field.section()?;
     let url = section.required("url");
     let password_file = section.optional("password_file");
+    let max_runs = section
+        .optional("max_runs")
+        .map_or(Some(DEFAULT_MAX_RUNS), |field| field.count(1..=MOST_RUNS));
     section.finish(&[]);
     let file = password_file
         .as_ref()
@@ -33,5 +41,8 @@ pub(super) fn read(field: &Field<'_>, surroundings: &Surroundings) -> Option<Dat
         }
     }
     target.password_file = file;
-    Some(DatabaseSettings { target })
+    Some(DatabaseSettings {
+        target,
+        max_runs: max_runs?,
+    })
 }

@@ -35,6 +35,7 @@ fn database(settings: &DatabaseSettings) -> Value {
     let target = &settings.target;
     json!({
         "at": target.describe(),
+        "max_runs": settings.max_runs,
         "sslmode": target.sslmode,
         "sslrootcert": target.sslrootcert,
         "sslcert": target.sslcert,
@@ -67,6 +68,9 @@ fn job(settings: &JobSettings) -> Value {
         "missed": settings.missed,
         "catch_up_window": millis(settings.catch_up_window),
         "overlap": settings.overlap,
+        "groups": settings.groups,
+        "start_deadline": millis(settings.start_deadline),
+        "jitter": millis(settings.jitter),
         "approval": settings.approval,
         "run_timeout": millis(settings.run_timeout),
         "lock_timeout": millis(settings.lock_timeout),

@@ -48,6 +48,12 @@ pub struct JobSettings {
     pub catch_up_window: Duration,
     /// What to do about an occurrence during a run.
     pub overlap: Overlap,
+    /// Jobs that share a name here never run at the same time on one database.
+    pub groups: Vec<Name>,
+    /// How long a run may wait for its turn before it is given up.
+    pub start_deadline: Duration,
+    /// A job starts up to so long after its slot, always the same time.
+    pub jitter: Duration,
     /// Whether a destructive policy must be approved.
     pub approval: Approval,
     /// How long a run may take.
@@ -127,6 +133,9 @@ pub(super) fn read<'a>(name: Option<JobName>, field: &Field<'a>, scope: &Scope<'
     let database = database(&mut section, scope);
     let schedule = schedule(&mut section, scope);
     let policy = policy::read(&mut section).resolve(&scope.defaults);
+    let groups = section
+        .optional("groups")
+        .map_or(Some(Vec::new()), |field| groups(&field));
     let kind = kind(&mut section, scope);
     section.finish(&PLANNED);
     Some(JobSettings {
@@ -136,6 +145,9 @@ pub(super) fn read<'a>(name: Option<JobName>, field: &Field<'a>, scope: &Scope<'
         missed: policy.missed,
         catch_up_window: policy.catch_up_window,
         overlap: policy.overlap,
+        groups: groups?,
+        start_deadline: policy.start_deadline,
+        jitter: policy.jitter,
         approval: policy.approval,
         run_timeout: policy.run_timeout,
         lock_timeout: policy.lock_timeout,
@@ -194,6 +206,11 @@ fn schedule(section: &mut Section<'_>, scope: &Scope<'_>) -> Option<Schedule> {
         field.warning(&lint.problem, &lint.help);
     }
     zone_known.then_some(schedule)
+}
+
+fn groups(field: &Field<'_>) -> Option<Vec<Name>> {
+    let names: Vec<Option<Name>> = field.array()?.iter().map(Field::parse).collect();
+    names.into_iter().collect()
 }
 
 /// The one kind of a job.

@@ -13,6 +13,12 @@ const LONGEST_LIMIT: Duration = Duration::from_millis(2_147_483_647);
 /// The longest time that missed occurrences are looked for.
 const LONGEST_WINDOW: Duration = Duration::from_hours(24 * 3660);
 
+/// The longest time that a run may wait for its turn.
+const LONGEST_WAIT: Duration = Duration::from_hours(24 * 7);
+
+/// The longest time that a start may be put off.
+const LONGEST_JITTER: Duration = Duration::from_hours(24);
+
 const MOST_RETRIES: u32 = 10;
 
 /// What one section says; what it leaves out is `None`.
@@ -21,6 +27,8 @@ pub(super) struct Policy<'a> {
     missed: Option<Missed>,
     catch_up_window: Option<Duration>,
     overlap: Option<Overlap>,
+    start_deadline: Option<Duration>,
+    jitter: Option<Duration>,
     approval: Option<Approval>,
     run_timeout: Option<Limit<'a>>,
     lock_timeout: Option<Limit<'a>>,
@@ -39,6 +47,8 @@ pub(super) struct Resolved {
     pub(super) missed: Missed,
     pub(super) catch_up_window: Duration,
     pub(super) overlap: Overlap,
+    pub(super) start_deadline: Duration,
+    pub(super) jitter: Duration,
     pub(super) approval: Approval,
     pub(super) run_timeout: Duration,
     pub(super) lock_timeout: Duration,
@@ -57,7 +67,13 @@ pub(super) fn read<'a>(section: &mut Section<'a>) -> Policy<'a> {
             .and_then(|field| field.duration(LONGEST_WINDOW)),
         overlap: section
             .optional("overlap")
-            .and_then(|field| field.word(&Overlap::WORDS, &["queue_one", "cancel_running"])),
+            .and_then(|field| field.word(&Overlap::WORDS, &[])),
+        start_deadline: section
+            .optional("start_deadline")
+            .and_then(|field| field.duration(LONGEST_WAIT)),
+        jitter: section
+            .optional("jitter")
+            .and_then(|field| field.duration(LONGEST_JITTER)),
         approval: section
             .optional("approval")
             .and_then(|field| field.word(&Approval::WORDS, &[])),
@@ -81,6 +97,11 @@ impl<'a> Policy<'a> {
                 .or(defaults.catch_up_window)
                 .unwrap_or(Duration::from_hours(24)),
             overlap: self.overlap.or(defaults.overlap).unwrap_or(Overlap::Skip),
+            start_deadline: self
+                .start_deadline
+                .or(defaults.start_deadline)
+                .unwrap_or(Duration::from_hours(1)),
+            jitter: self.jitter.or(defaults.jitter).unwrap_or(Duration::ZERO),
             approval: self.approval.or(defaults.approval).unwrap_or(Approval::Required),
             run_timeout: run_timeout.map_or(Duration::from_hours(2), |limit| limit.duration),
             lock_timeout: lock_timeout.map_or(Duration::from_secs(2), |limit| limit.duration),

@@ -72,6 +72,21 @@ async fn set(connection: &mut PgConnection, name: &str, value: &str) -> Result<S
     Ok(before)
 }
 
+/// Ends the sessions that hold a lock, and waits until they are gone.
+pub async fn end_holder(connection: &mut PgConnection, class: i32, key: i32) -> Result<(), DatabaseError> {
+    sqlx::query(
+        "SELECT pg_catalog.pg_terminate_backend(l.pid, 10000) FROM pg_catalog.pg_locks l
+         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.pid <> pg_catalog.pg_backend_pid()
+           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+           AND l.classid = $1::bigint::oid AND l.objid = $2::bigint::oid",
+    )
+    .bind(i64::from(class.cast_unsigned()))
+    .bind(i64::from(key.cast_unsigned()))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// The application name and server process of whoever holds a lock, for messages.
 pub async fn holder(connection: &mut PgConnection, class: i32, key: i32) -> Result<Option<String>, DatabaseError> {
     Ok(sqlx::query_scalar(

@@ -5,6 +5,7 @@
 pub mod attempts;
 pub mod backups;
 pub mod batches;
+pub mod forgotten;
 pub mod leader;
 pub mod locks;
 pub mod migrate;

@@ -130,12 +130,19 @@ impl RunRecord {
     }
 }
 
-/// Opens a run's row. `false` when the slot has a row already: somebody else accounts for it.
+/// Opens a run's row. `false` when the slot has a row already: somebody else accounts for it. Only a
+/// row that calls a slot missed before its time has come, as a clock that ran ahead writes it, is
+/// taken over: such a slot never ran.
 pub async fn admit(transaction: &mut PgConnection, run: &NewRun) -> Result<bool, DatabaseError> {
     let done = sqlx::query(
         "INSERT INTO pgreeve.run (run_id, job, kind, scheduled_for, timezone, adjusted, trigger, actor, instance, epoch, policy)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-         ON CONFLICT (job, scheduled_for) DO NOTHING",
+         ON CONFLICT (job, scheduled_for) DO UPDATE
+         SET run_id = excluded.run_id, kind = excluded.kind, timezone = excluded.timezone, adjusted = excluded.adjusted,
+             trigger = excluded.trigger, actor = excluded.actor, instance = excluded.instance, epoch = excluded.epoch,
+             policy = excluded.policy, created_at = excluded.created_at, outcome = NULL, reason = NULL, finished_at = NULL
+         WHERE run.outcome = 'missed' AND run.attempt = 0
+           AND (run.created_at < run.scheduled_for OR run.created_at > pg_catalog.clock_timestamp())",
     )
     .bind(run.run.0)
     .bind(run.job.as_str())

@@ -31,6 +31,21 @@ pub async fn load(connection: &mut PgConnection, job: &JobName) -> Result<Option
     }))
 }
 
+/// Sets a job's mark, also back: where its evaluation begins.
+pub async fn set(connection: &mut PgConnection, job: &JobName, evaluated: &Evaluated) -> Result<(), DatabaseError> {
+    sqlx::query(
+        "INSERT INTO pgreeve.schedule (job, schedule, timezone, evaluated_until) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (job) DO UPDATE SET schedule = $2, timezone = $3, evaluated_until = $4",
+    )
+    .bind(job.as_str())
+    .bind(&evaluated.schedule)
+    .bind(&evaluated.timezone)
+    .bind(evaluated.until.to_sqlx())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Moves a job's mark, in the transaction that wrote the rows of the slots before it. The mark
 /// never moves back.
 pub async fn save(transaction: &mut PgConnection, job: &JobName, evaluated: &Evaluated) -> Result<(), DatabaseError> {

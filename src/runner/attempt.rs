@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::supervise::{self, Cause, Ended, Watched};
-use super::{RunRequest, RunnableJob, Site, entry};
+use super::{RunRequest, RunnableJob, SameJob, Site, entry};
 use crate::audit::{AuditLog, Entry, RecordKind, RunRecorder};
 use crate::job::{Disposition, Exclusion, JobContext, JobError, JobReport, Outcome, Plan, Progress};
 use crate::ledger::leader::Fence;
@@ -20,8 +21,6 @@ use crate::values::RunId;
 
 /// The longest a single statement of a run may take; a run's own time is a limit besides.
 const STATEMENT_LIMIT: Duration = Duration::from_mins(1);
-/// How long a run waits for another run to release what they exclude each other from.
-const EXCLUSION_LIMIT: Duration = Duration::from_mins(10);
 
 /// How an attempt ended.
 pub(super) struct Tried {
@@ -131,7 +130,11 @@ pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, de
         hard: &request.stops.hard,
     };
     let ended = supervise::supervise(task, watched).await;
-    let tried = conclude(ended);
+    let mut tried = conclude(ended);
+    if let (Outcome::Cancelled, Some(by)) = (tried.end.outcome, request.stops.reason()) {
+        let said = tried.end.reason.unwrap_or_default();
+        tried.end.reason = Some(format!("cancelled by {by}; {said}"));
+    }
     if let Err(error) = close_attempt(request, attempt, backend_pid, &name, &tried.end).await {
         tracing::warn!(error = %error, "the attempt could not be closed in the ledger");
     }
@@ -290,25 +293,9 @@ async fn take_locks(session: &mut Session, request: &RunRequest) -> Result<(), T
     if standby {
         return Err(skipped("standby: the server is in recovery".to_owned()));
     }
-    let job = request.job.name.as_str();
-    if !locks::try_lock(connection, locks::JOB_CLASS, locks::key(job))
-        .await
-        .map_err(|error| failed(&error))?
-    {
-        let holder = locks::holder(connection, locks::JOB_CLASS, locks::key(job))
-            .await
-            .ok()
-            .flatten();
-        return Err(skipped(format!(
-            "overlap: the job is running as {}",
-            holder.as_deref().unwrap_or("another session")
-        )));
-    }
-    let mut exclusions: Vec<String> = request.job.job.exclusions().iter().map(exclusion_name).collect();
-    // One order for all runs, so that two of them never wait for each other.
-    exclusions.sort();
-    for name in exclusions {
-        let limit = EXCLUSION_LIMIT.min(request.job.run_timeout);
+    take_job_lock(connection, request).await?;
+    for name in request.job.resources() {
+        let limit = request.job.sharing.start_deadline.min(request.job.run_timeout);
         let waited = tokio::select! {
             waited = locks::lock_within(connection, locks::EXCLUSION_CLASS, locks::key(&name), limit) => waited,
             () = request.stops.soft.cancelled() => return Err(Tried::last(RunEnd::without_report(Outcome::Cancelled, "stopped while waiting for another run"))),
@@ -317,7 +304,7 @@ async fn take_locks(session: &mut Session, request: &RunRequest) -> Result<(), T
             Ok(()) => {}
             Err(error) if error.is("55P03") => {
                 return Err(skipped(format!(
-                    "excluded: another run used the {name} for longer than {} s",
+                    "start_deadline: another run used the {name} for longer than {} s",
                     limit.as_secs()
                 )));
             }
@@ -327,7 +314,50 @@ async fn take_locks(session: &mut Session, request: &RunRequest) -> Result<(), T
     Ok(())
 }
 
-fn exclusion_name(exclusion: &Exclusion) -> String {
+/// Takes the lock of the job itself: who holds it runs the job, whatever a row says.
+async fn take_job_lock(connection: &mut PgConnection, request: &RunRequest) -> Result<(), Tried> {
+    let (job, sharing) = (request.job.name.as_str(), &request.job.sharing);
+    let failed = |error: &DatabaseError| Tried::from_database("take the job's lock", error);
+    let key = locks::key(job);
+    if locks::try_lock(connection, locks::JOB_CLASS, key)
+        .await
+        .map_err(|error| failed(&error))?
+    {
+        return Ok(());
+    }
+    let holder = locks::holder(connection, locks::JOB_CLASS, key).await.ok().flatten();
+    let holder = holder.as_deref().unwrap_or("another session");
+    let skipped = |more: &str| {
+        let reason = format!("overlap: the job is running as {holder}{more}");
+        Tried::last(RunEnd::without_report(Outcome::Skipped, reason))
+    };
+    if sharing.same_job == SameJob::Skip {
+        return Err(skipped(""));
+    }
+    if sharing.same_job == SameJob::Replace {
+        tracing::warn!(
+            holder,
+            "another session runs the job; it is ended (overlap = \"cancel_running\")"
+        );
+        locks::end_holder(connection, locks::JOB_CLASS, key)
+            .await
+            .map_err(|error| failed(&error))?;
+    }
+    let limit = sharing.start_deadline.min(request.job.run_timeout);
+    let waited = tokio::select! {
+        waited = locks::lock_within(connection, locks::JOB_CLASS, key, limit) => waited,
+        () = request.stops.soft.cancelled() => return Err(Tried::last(RunEnd::without_report(Outcome::Cancelled, "stopped while waiting for another run of the job"))),
+    };
+    match waited {
+        Err(error) if error.is("55P03") => Err(skipped(&format!(
+            " for longer than {} s (start_deadline)",
+            limit.as_secs()
+        ))),
+        other => other.map_err(|error| failed(&error)),
+    }
+}
+
+pub(super) fn exclusion_name(exclusion: &Exclusion) -> String {
     match exclusion {
         Exclusion::Snapshot => "snapshot of the database".to_owned(),
         Exclusion::Rows(table) => format!("rows of {table}"),

@@ -10,7 +10,7 @@ mod attempt;
 mod retry;
 mod supervise;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -27,7 +27,7 @@ use crate::ledger::runs::{self, RunEnd, RunRecord};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::telemetry;
-use crate::values::{JobName, RunId};
+use crate::values::{JobName, Name, RunId};
 
 /// How often, and how long apart, the ledger is tried when a run is to be closed.
 const CLOSE_ATTEMPTS: u32 = 5;
@@ -50,6 +50,54 @@ pub struct RunnableJob {
     pub lock_timeout: Duration,
     /// How many attempts may follow the first.
     pub retries: u32,
+    /// What it shares with other runs.
+    pub sharing: Sharing,
+}
+
+impl RunnableJob {
+    /// What no other run may use meanwhile, by name, in the order in which all runs take it, so that
+    /// two of them never wait for each other.
+    #[must_use]
+    pub fn resources(&self) -> Vec<String> {
+        let exclusions = self.job.exclusions();
+        let groups = self.sharing.groups.iter().map(|group| format!("group {group}"));
+        let mut names: Vec<String> = exclusions.iter().map(attempt::exclusion_name).chain(groups).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+/// How a run goes about what it shares with others.
+#[derive(Debug, Clone)]
+pub struct Sharing {
+    /// Jobs of one database that share a group never run at the same time.
+    pub groups: Vec<Name>,
+    /// How long it may wait for what another run uses.
+    pub start_deadline: Duration,
+    /// What it does when another session runs the same job.
+    pub same_job: SameJob,
+}
+
+/// What a run does when another session, such as an operator's, runs the same job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SameJob {
+    /// It does not run.
+    Skip,
+    /// It waits.
+    Wait,
+    /// It ends the other one.
+    Replace,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Self {
+            groups: Vec::new(),
+            start_deadline: Duration::from_mins(10),
+            same_job: SameJob::Skip,
+        }
+    }
 }
 
 /// Where a run happens, and by which right.
@@ -70,8 +118,35 @@ pub struct Site {
 pub struct Stops {
     /// End at the next safe point: a shutdown has begun.
     pub soft: CancellationToken,
-    /// End now: an operator cancelled, or the shutdown's limit is reached.
+    /// End now: an operator cancelled, the lead was lost, or the shutdown's limit is reached.
     pub hard: CancellationToken,
+    /// Who or what ends it now; the first one to say so.
+    reason: Arc<OnceLock<String>>,
+}
+
+impl Stops {
+    /// Stops of a part: it ends when the whole does, and can be ended alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self {
+            soft: self.soft.child_token(),
+            hard: self.hard.child_token(),
+            reason: Arc::default(),
+        }
+    }
+
+    /// Ends it now, and says why: `uid:0`, `the lead was lost`.
+    pub fn end_now(&self, reason: &str) {
+        let _ = self.reason.set(reason.to_owned());
+        self.soft.cancel();
+        self.hard.cancel();
+    }
+
+    /// Why it was ended, where that was said.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.get().map(String::as_str)
+    }
 }
 
 /// One execution of a job, whose ledger row is open.
@@ -94,6 +169,8 @@ pub struct RunRequest {
     pub stops: Stops,
     /// Who is told how far it is.
     pub progress: Progress,
+    /// No further attempt begins at or after this instant: the next slot's run is due.
+    pub retry_until: Option<Timestamp>,
 }
 
 /// Runs jobs.
@@ -129,6 +206,9 @@ impl Runner {
             let pause = retry::pause_before(attempt);
             if Instant::now() + pause >= deadline {
                 break tried.end;
+            }
+            if let Some(next) = request.retry_until.filter(|next| Timestamp::now() + pause >= *next) {
+                break without_another(tried.end, next);
             }
             tracing::warn!(
                 reason = tried.end.reason.as_deref(),
@@ -189,6 +269,15 @@ impl Runner {
                 other => return other,
             }
         }
+    }
+}
+
+/// An end that another attempt might have mended, had the next slot not been due.
+fn without_another(end: RunEnd, next: Timestamp) -> RunEnd {
+    let reason = end.reason.unwrap_or_default();
+    RunEnd {
+        reason: Some(format!("{reason}; no further attempt, the slot at {next} is next")),
+        ..end
     }
 }
 

@@ -9,13 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::slots::{self, ScheduledJob};
-use super::{recovery, slots::Admission};
-use crate::audit::{AuditLog, RunRecorder};
-use crate::job::{Progress, RecoveryContext};
+use super::clock::{Clock, Jump};
+use super::forgetting::Forgetting;
+use super::slots::{self, Admission, ScheduledJob};
+use super::starting::{Active, HeldSince};
+use super::{marks, overlap, recovery};
+use crate::audit::{AuditLog, Entry, RecordKind, RunRecorder};
+use crate::job::RecoveryContext;
 use crate::ledger::leader::{Campaign, Leader, Term};
 use crate::ledger::migrate;
 use crate::ledger::runs::RunRecord;
@@ -70,10 +74,10 @@ pub struct Dispatcher {
     database: Name,
     target: ConnectTarget,
     instance: String,
-    jobs: Vec<ScheduledJob>,
+    pub(super) jobs: Vec<ScheduledJob>,
     runner: Runner,
-    audit: AuditLog,
-    stops: Stops,
+    pub(super) audit: AuditLog,
+    pub(super) stops: Stops,
     status: watch::Sender<Status>,
     /// Milliseconds of the daemon's life at which the loop was last seen alive.
     alive: Arc<AtomicU64>,
@@ -84,8 +88,12 @@ pub struct Dispatcher {
     try_again: Instant,
     confirmed: Instant,
     saved: Instant,
-    active: HashMap<JobName, RunId>,
-    queued: HashMap<JobName, VecDeque<Admission>>,
+    pub(super) active: HashMap<JobName, Active>,
+    pub(super) queued: HashMap<JobName, VecDeque<Admission>>,
+    pub(super) held: HashMap<JobName, HeldSince>,
+    pub(super) max_runs: usize,
+    clock: Clock,
+    forgetting: Forgetting,
     runs: JoinSet<RunRecord>,
 }
 
@@ -126,7 +134,21 @@ impl Dispatcher {
             saved: now,
             active: HashMap::new(),
             queued: HashMap::new(),
+            held: HashMap::new(),
+            max_runs: usize::MAX,
+            clock: Clock::new(Timestamp::now(), now),
+            forgetting: Forgetting::new(Duration::from_hours(24 * 400)),
             runs: JoinSet::new(),
+        }
+    }
+
+    /// The same with limits: how many runs at the same time, and how long the ledger keeps what ended.
+    #[must_use]
+    pub fn within(self, max_runs: usize, history_keep: Duration) -> Self {
+        Self {
+            max_runs,
+            forgetting: Forgetting::new(history_keep),
+            ..self
         }
     }
 
@@ -219,7 +241,7 @@ impl Dispatcher {
         };
         if self.last_term.as_ref() != Some(&lead.term) {
             recovery::recover(&mut lead, &self.audit, self.database.as_str()).await?;
-            slots::first_seen(lead.connection(), &mut self.jobs, &self.audit, Timestamp::now()).await?;
+            marks::first_seen(lead.connection(), &mut self.jobs, &self.audit, Timestamp::now()).await?;
             self.clean_up(&lead.term);
         }
         self.last_term = Some(lead.term.clone());
@@ -255,11 +277,11 @@ impl Dispatcher {
         }
     }
 
-    fn actor(&self) -> String {
+    pub(super) fn actor(&self) -> String {
         format!("daemon:{}", self.instance)
     }
 
-    fn site(&self, term: &Term) -> Site {
+    pub(super) fn site(&self, term: &Term) -> Site {
         Site {
             database: self.database.to_string(),
             target: self.target.clone(),
@@ -274,57 +296,59 @@ impl Dispatcher {
             self.confirmed = Instant::now();
         }
         let now = Timestamp::now();
+        if let Some(jump) = self.clock.read(now, Instant::now()) {
+            self.note_jump(lead, jump).await?;
+        }
         let save = self.saved.elapsed() >= SAVE_EVERY;
         for index in 0..self.jobs.len() {
             let job = &mut self.jobs[index];
             let name = job.runnable.name.clone();
+            marks::rewind(lead.connection(), job, &self.audit, now).await?;
             let (decision, until) = job.due_until(now);
             if decision.is_empty() && !save {
                 continue;
             }
-            let busy = self.active.get(&name).copied();
+            let overlapping = overlap::decide(self.jobs[index].overlap, &self.busy(&name), decision.run.len());
+            let replaced = overlapping.cancels;
             let writer = slots::Writer {
                 audit: &self.audit,
                 instance: &self.instance,
                 term: &lead.term.clone(),
-                job,
+                job: &mut self.jobs[index],
             };
-            let admitted = writer.write(lead.connection(), decision, busy, until).await?;
-            self.queued.entry(name.clone()).or_default().extend(admitted);
-            self.start_next(&name, &lead.term);
+            let admitted = writer
+                .write(lead.connection(), decision, Some(overlapping), until)
+                .await?;
+            // Only a slot of our own may end a run: one that has a row already was somebody else's.
+            if let Some(run) = replaced.filter(|_| !admitted.is_empty()) {
+                self.replace_running(run);
+            }
+            self.queued.entry(name).or_default().extend(admitted);
         }
+        self.start_ready(&lead.term.clone());
+        self.give_up_late(lead).await?;
+        self.forgetting.go_on(lead, &self.instance).await?;
         if save {
+            self.forgetting.look(lead, &self.audit).await?;
             let queued = self.queued.values().flatten().map(|admission| admission.run);
-            let known: Vec<RunId> = self.active.values().copied().chain(queued).collect();
+            let known: Vec<RunId> = self.active.values().map(|active| active.run).chain(queued).collect();
             recovery::close_strays(lead, &self.audit, &known, STRAY_AFTER).await?;
             self.saved = Instant::now();
         }
         Ok(())
     }
 
-    /// Starts the job's next admitted run, unless one is under way.
-    fn start_next(&mut self, name: &JobName, term: &Term) {
-        if self.active.contains_key(name) {
-            return;
-        }
-        let Some(admission) = self.queued.get_mut(name).and_then(VecDeque::pop_front) else {
-            return;
-        };
-        let Some(job) = self.jobs.iter().find(|job| job.runnable.name == *name) else {
-            return;
-        };
-        let request = RunRequest {
-            run: admission.run,
-            job: job.runnable.clone(),
-            site: self.site(term),
-            scheduled_for: Some(admission.scheduled_for),
-            trigger: admission.trigger,
-            actor: self.actor(),
-            note: None,
-            stops: self.stops.clone(),
-            progress: Progress::new(),
-        };
-        self.active.insert(name.clone(), admission.run);
+    /// The slots in between are those of a downtime, or have their rows.
+    async fn note_jump(&self, lead: &Leader, jump: Jump) -> Result<(), recovery::RecoveryError> {
+        let seconds = jump.by().as_secs();
+        tracing::warn!(database = %self.database, seconds, "the host's clock was set, or the host was asleep");
+        let body = json!({ "seconds": seconds, "expected": jump.expected, "found": jump.found });
+        let entry = Entry::new(RecordKind::ClockJump, body).database(lead.term.cluster.clone());
+        self.audit.append(entry).await?;
+        Ok(())
+    }
+
+    pub(super) fn spawn(&mut self, request: RunRequest) {
         let runner = self.runner.clone();
         self.runs.spawn(async move { runner.execute(request).await });
         self.publish_running();
@@ -333,9 +357,9 @@ impl Dispatcher {
     fn note_end(&mut self, done: Result<RunRecord, tokio::task::JoinError>) {
         match done {
             Ok(record) => {
-                self.active.retain(|_, run| *run != record.run_id);
-                if let (Ok(name), Some(term)) = (record.job.parse(), self.last_term.clone()) {
-                    self.start_next(&name, &term);
+                self.active.retain(|_, active| active.run != record.run_id);
+                if let Some(term) = self.last_term.clone() {
+                    self.start_ready(&term);
                 }
             }
             Err(error) => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::cron::Occurrence;
+use super::cron::{Occurrence, Schedule};
 use super::policy::Missed;
 use crate::job::Trigger;
 
@@ -73,6 +73,19 @@ pub fn decide_backlog(due: Vec<Occurrence>, missed: Missed) -> Decision {
         Missed::RunOnce => "nobody could run it; only the newest slot that was missed may stand for it".to_owned(),
         Missed::RunAll => format!("nobody could run it, and more than {RUN_ALL_LIMIT} slots were missed"),
     };
+    Decision {
+        missed: due.into_iter().map(|slot| (slot, reason.clone())).collect(),
+        run: Vec::new(),
+    }
+}
+
+/// Accounts for slots whose schedule was changed before they ran.
+#[must_use]
+pub fn decide_changed(due: Vec<Occurrence>, former: &Schedule) -> Decision {
+    let reason = format!(
+        "nobody could run it before the schedule was changed; it was \"{former}\" in {}",
+        former.timezone().name()
+    );
     Decision {
         missed: due.into_iter().map(|slot| (slot, reason.clone())).collect(),
         run: Vec::new(),

@@ -67,7 +67,7 @@ fn uneven_steps(schedule: &Schedule) -> Vec<Lint> {
 }
 
 fn nearest_divisor(size: u32, step: u32) -> String {
-    let divisors = (2..=size / 2).filter(|divisor| size % divisor == 0);
+    let divisors = (2..=size / 2).filter(|divisor| size.is_multiple_of(*divisor));
     let nearest = divisors.min_by_key(|divisor| divisor.abs_diff(step)).unwrap_or(1);
     format!("*/{nearest}")
 }

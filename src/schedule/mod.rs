@@ -4,12 +4,18 @@
 //! slots between the last evaluation and now ([`cron`]), decides about each ([`due`]), writes their
 //! rows, and only then starts a run.
 
+pub mod clock;
 pub mod cron;
 pub mod dispatcher;
 pub mod due;
 pub mod fields;
+mod forgetting;
+pub mod gate;
 pub mod heartbeat;
 pub mod lint;
+pub mod marks;
+pub mod overlap;
 pub mod policy;
 pub mod recovery;
 pub mod slots;
+mod starting;

@@ -9,7 +9,8 @@ use sqlx::{Connection, PgConnection};
 
 use super::cron::{Adjusted, Occurrence, Schedule};
 use super::due::{self, Decision, RUN_ALL_LIMIT};
-use super::policy::Missed;
+use super::overlap::Overlapping;
+use super::policy::{Missed, Overlap};
 use super::recovery::RecoveryError;
 use crate::audit::{AuditLog, Entry, RecordKind};
 use crate::job::{Outcome, Trigger};
@@ -35,8 +36,20 @@ pub struct ScheduledJob {
     pub missed: Missed,
     /// How old a slot may be to be caught up.
     pub catch_up_window: Duration,
+    /// What to do about a slot that comes due during a run.
+    pub overlap: Overlap,
+    /// How long after its slot a run starts.
+    pub delay: Duration,
     /// Slots up to and including this instant have rows. Set when the lead is taken.
-    evaluated_until: Timestamp,
+    pub(super) evaluated_until: Timestamp,
+    /// The schedule that held before, while slots of it have no rows yet.
+    pub(super) before: Option<Former>,
+}
+
+/// A schedule that was changed, and when.
+pub(super) struct Former {
+    pub(super) schedule: Schedule,
+    pub(super) until: Timestamp,
 }
 
 impl ScheduledJob {
@@ -48,14 +61,40 @@ impl ScheduledJob {
             schedule,
             missed,
             catch_up_window,
+            overlap: Overlap::Skip,
+            delay: Duration::ZERO,
             evaluated_until: Timestamp::now(),
+            before: None,
         }
+    }
+
+    /// The same job with another rule for slots that meet a run, and with starts put off.
+    #[must_use]
+    pub fn with(self, overlap: Overlap, delay: Duration) -> Self {
+        Self { overlap, delay, ..self }
+    }
+
+    /// The slots up to this instant have rows.
+    #[must_use]
+    pub fn evaluated_until(&self) -> Timestamp {
+        self.evaluated_until
+    }
+
+    /// The slot that follows another one, as an instant.
+    #[must_use]
+    pub fn slot_after(&self, slot: Timestamp) -> Option<Timestamp> {
+        self.schedule.next_after(slot).map(|next| next.scheduled_for)
     }
 
     /// What to do about the slots that came due since the last evaluation, and until when these
     /// are: until `now`, or, after a long downtime, until the last of the [`CHUNK`] oldest.
     #[must_use]
     pub fn due_until(&self, now: Timestamp) -> (Decision, Timestamp) {
+        if let Some(former) = &self.before {
+            return self.due_of(former);
+        }
+        // A start that is put off is a clock that is late.
+        let now = now.checked_sub(self.delay).unwrap_or(now);
         let due = self.schedule.between(self.evaluated_until, now);
         let mut due: Vec<Occurrence> = due.take(CHUNK + RUN_ALL_LIMIT + 1).collect();
         if due.len() <= CHUNK + RUN_ALL_LIMIT {
@@ -66,14 +105,43 @@ impl ScheduledJob {
         (due::decide_backlog(due, self.missed), until)
     }
 
-    fn evaluated(&self, until: Timestamp) -> Evaluated {
+    /// The slots of a schedule that was changed before they ran.
+    fn due_of(&self, former: &Former) -> (Decision, Timestamp) {
+        let due = former.schedule.between(self.evaluated_until, former.until);
+        let mut due: Vec<Occurrence> = due.take(CHUNK + 1).collect();
+        let complete = due.len() <= CHUNK;
+        due.truncate(CHUNK);
+        let until = due
+            .last()
+            .filter(|_| !complete)
+            .map_or(former.until, |slot| slot.scheduled_for);
+        (due::decide_changed(due, &former.schedule), until)
+    }
+
+    /// The schedule whose slots are accounted for next.
+    fn current(&self) -> &Schedule {
+        self.before.as_ref().map_or(&self.schedule, |former| &former.schedule)
+    }
+
+    pub(super) fn evaluated(&self, until: Timestamp) -> Evaluated {
+        let in_force = match &self.before {
+            Some(former) if until < former.until => &former.schedule,
+            _ => &self.schedule,
+        };
         Evaluated {
-            schedule: self.schedule.to_string(),
-            timezone: self.schedule.timezone().name().to_owned(),
+            schedule: in_force.to_string(),
+            timezone: in_force.timezone().name().to_owned(),
             until,
         }
     }
+
+    fn note_evaluated(&mut self, until: Timestamp) {
+        self.evaluated_until = self.evaluated_until.max(until);
+        self.before = self.before.take().filter(|former| former.until > until);
+    }
 }
+
+pub use super::marks::first_seen;
 
 /// A slot whose run may start: its row is committed.
 #[derive(Debug, Clone)]
@@ -84,40 +152,6 @@ pub struct Admission {
     pub scheduled_for: Timestamp,
     /// By schedule, or caught up.
     pub trigger: Trigger,
-}
-
-/// Learns from the ledger how far each schedule was evaluated. A job that was never seen begins
-/// now and catches nothing up; so does one whose schedule or zone was changed, after the slots of
-/// the old schedule are accounted for.
-pub async fn first_seen(
-    connection: &mut PgConnection,
-    jobs: &mut [ScheduledJob],
-    audit: &AuditLog,
-    now: Timestamp,
-) -> Result<(), RecoveryError> {
-    for job in jobs {
-        job.evaluated_until = match slots::load(connection, &job.runnable.name).await? {
-            Some(known) if known == job.evaluated(known.until) => known.until,
-            Some(known) => {
-                audit
-                    .append(
-                        Entry::new(
-                            RecordKind::ConfigApplied,
-                            json!({
-                                "schedule_before": known.schedule, "timezone_before": known.timezone, "evaluated_until": known.until,
-                                "schedule": job.schedule.to_string(), "timezone": job.schedule.timezone().name(),
-                            }),
-                        )
-                        .job(job.runnable.name.clone()),
-                    )
-                    .await?;
-                now
-            }
-            None => now,
-        };
-        slots::save(connection, &job.runnable.name, &job.evaluated(job.evaluated_until)).await?;
-    }
-    Ok(())
 }
 
 /// Writes the rows of one job's due slots.
@@ -133,8 +167,8 @@ pub struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Accounts for all slots until `until`, and answers which runs may start. While the run
-    /// `busy` of the job goes on, none may. The audit record of what is not run is made just before
+    /// Accounts for all slots until `until`, and answers which runs may start; of those that meet a
+    /// run of the job, as many as `overlapping` admits. The audit record of what is not run is made just before
     /// the rows are committed: a crash between the two repeats a record rather than losing one, and
     /// what the database refuses is not announced.
     ///
@@ -145,7 +179,7 @@ impl Writer<'_> {
         self,
         connection: &mut PgConnection,
         decision: Decision,
-        busy: Option<RunId>,
+        overlapping: Option<Overlapping>,
         until: Timestamp,
     ) -> Result<Vec<Admission>, RecoveryError> {
         let Decision { missed, mut run } = decision;
@@ -153,11 +187,10 @@ impl Writer<'_> {
             .into_iter()
             .map(|(slot, reason)| unrun(&slot, Trigger::Schedule, reason))
             .collect();
-        let skipped: Vec<Unrun> = busy.map_or_else(Vec::new, |running| {
-            let reason = format!("overlap: run {running} of the job is still under way");
-            let slots = run.drain(..);
+        let skipped: Vec<Unrun> = overlapping.map_or_else(Vec::new, |overlapping| {
+            let slots = run.drain(..run.len().saturating_sub(overlapping.admitted));
             slots
-                .map(|(slot, trigger)| unrun(&slot, trigger, reason.clone()))
+                .map(|(slot, trigger)| unrun(&slot, trigger, overlapping.reason.clone()))
                 .collect()
         });
         let mut transaction = connection.begin().await.map_err(DatabaseError::from)?;
@@ -185,7 +218,7 @@ impl Writer<'_> {
         for (outcome, count) in ended {
             telemetry::metrics::slots_ended(self.job.runnable.name.as_str(), outcome, count);
         }
-        self.job.evaluated_until = self.job.evaluated_until.max(until);
+        self.job.note_evaluated(until);
         Ok(admitted)
     }
 
@@ -238,7 +271,7 @@ impl Writer<'_> {
             job: self.job.runnable.name.clone(),
             kind: self.job.runnable.job.kind(),
             scheduled_for: Some(scheduled_for),
-            timezone: self.job.schedule.timezone().name().to_owned(),
+            timezone: self.job.current().timezone().name().to_owned(),
             adjusted,
             trigger,
             actor: format!("daemon:{}", self.instance),

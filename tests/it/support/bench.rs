@@ -114,6 +114,7 @@ impl Bench {
             run_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(2),
             retries: 0,
+            sharing: pgreeve::runner::Sharing::default(),
         }
     }
 
@@ -154,6 +155,7 @@ impl Bench {
             note: None,
             stops,
             progress: Progress::new(),
+            retry_until: None,
         }
     }
 
