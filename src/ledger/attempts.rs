@@ -2,25 +2,38 @@
 
 use sqlx::{Connection, PgConnection};
 
-use super::leader::Fence;
+use super::leader::{Fence, FenceError};
 use super::runs::RunEnd;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::RunId;
 
+/// Whether an attempt may do anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begun {
+    /// It may.
+    Yes,
+    /// It may not, and never will: another leader has taken over, or closed the run.
+    No(String),
+}
+
 /// Writes down that an attempt begins, and on which server process, before it does anything.
 ///
 /// # Errors
-/// Also when the fence's epoch is over or the run is closed: then nothing may be done.
+/// When the ledger cannot be written; then nothing may be done.
 pub async fn begin(
     connection: &mut PgConnection,
     fence: Fence,
     run: RunId,
     attempt: u32,
     backend_pid: i32,
-) -> Result<(), DatabaseError> {
+) -> Result<Begun, DatabaseError> {
     let attempt = i32::try_from(attempt).unwrap_or(i32::MAX);
     let mut transaction = connection.begin().await?;
-    fence.hold(&mut transaction).await?;
+    match fence.hold(&mut transaction).await {
+        Ok(()) => {}
+        Err(error @ FenceError::Superseded(_)) => return Ok(Begun::No(format!("not_leader: {error}"))),
+        Err(FenceError::Database(error)) => return Err(error),
+    }
     let open = sqlx::query(
         "UPDATE pgreeve.run SET attempt = $2, backend_pid = $3, started_at = coalesce(started_at, pg_catalog.clock_timestamp())
          WHERE run_id = $1 AND outcome IS NULL",
@@ -31,7 +44,7 @@ pub async fn begin(
     .execute(&mut *transaction)
     .await?;
     if open.rows_affected() != 1 {
-        return Err(DatabaseError::local("the run is closed already"));
+        return Ok(Begun::No("closed: a later leader has closed the run".to_owned()));
     }
     sqlx::query(
         "INSERT INTO pgreeve.run_attempt (run_id, attempt, started_at) VALUES ($1, $2, pg_catalog.clock_timestamp())",
@@ -41,7 +54,7 @@ pub async fn begin(
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    Ok(())
+    Ok(Begun::Yes)
 }
 
 /// Writes down how an attempt ended.

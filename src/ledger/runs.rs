@@ -246,6 +246,15 @@ pub async fn finish(connection: &mut PgConnection, run: RunId, end: &RunEnd) -> 
     Ok(done.rows_affected() == 1)
 }
 
+/// The server process of a run's newest attempt, while the run is open.
+pub async fn backend_pid(connection: &mut PgConnection, run: RunId) -> Result<Option<i32>, DatabaseError> {
+    let found = sqlx::query_scalar("SELECT backend_pid FROM pgreeve.run WHERE run_id = $1 AND outcome IS NULL")
+        .bind(run.0)
+        .fetch_optional(connection)
+        .await?;
+    Ok(found.flatten())
+}
+
 /// One run's record.
 pub async fn find(
     connection: &mut PgConnection,

@@ -1,37 +1,60 @@
 //! One try of a run: session, locks, plan, intent, execution.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
-use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::claim::{Claimed, claim};
 use super::supervise::{self, Cause, Ended, Watched};
-use super::{RunRequest, RunnableJob, SameJob, Site, entry};
+use super::{RunRequest, RunnableJob, Site, entry};
 use crate::audit::{AuditLog, Entry, RecordKind, RunRecorder};
-use crate::job::{Disposition, Exclusion, JobContext, JobError, JobReport, Outcome, Plan, Progress};
+use crate::job::{Disposition, JobContext, JobError, JobReport, Outcome, Plan, Progress};
+use crate::ledger::attempts::{self, Begun};
 use crate::ledger::leader::Fence;
+use crate::ledger::policies;
 use crate::ledger::runs::RunEnd;
-use crate::ledger::{attempts, locks, policies};
 use crate::postgres::connect::{Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::RunId;
-
-/// The longest a single statement of a run may take; a run's own time is a limit besides.
-const STATEMENT_LIMIT: Duration = Duration::from_mins(1);
 
 /// How an attempt ended.
 pub(super) struct Tried {
     pub(super) end: RunEnd,
     /// Whether another attempt may end better.
     pub(super) transient: bool,
+    /// Whether it came so far that it could do anything.
+    pub(super) begun: bool,
 }
 
 impl Tried {
     fn last(end: RunEnd) -> Self {
-        Self { end, transient: false }
+        Self {
+            end,
+            transient: false,
+            begun: true,
+        }
+    }
+
+    fn not_begun(self) -> Self {
+        Self { begun: false, ..self }
+    }
+
+    /// How a run ends whose attempt before this one ended like `before`. What that one did stays
+    /// in the report, and a run that did something does not end as if it had never begun.
+    pub(super) fn after(self, before: RunEnd) -> RunEnd {
+        let nothing = self.end.report.as_object().is_none_or(serde_json::Map::is_empty);
+        if self.begun {
+            let report = if nothing { before.report } else { self.end.report };
+            return RunEnd { report, ..self.end };
+        }
+        let (before_reason, reason) = (before.reason.unwrap_or_default(), self.end.reason.unwrap_or_default());
+        RunEnd {
+            reason: Some(format!("{before_reason}; another attempt could not begin: {reason}")),
+            ..before
+        }
     }
 
     fn from_database(operation: &str, error: &DatabaseError) -> Self {
@@ -57,14 +80,15 @@ impl Tried {
                 report,
             },
             transient: error.disposition == Disposition::Transient,
+            begun: true,
         }
     }
 }
 
-/// Tries a run once.
-pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, deadline: Instant) -> Tried {
+/// Tries a run once. What it waits for other runs is added to `deadline`.
+pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, deadline: &mut Instant) -> Tried {
     let name = application_name(&request.job, request.run);
-    let mut session = match open(request, &name).await {
+    let mut session = match open(request, &name, deadline).await {
         Ok(session) => session,
         Err(tried) => return tried,
     };
@@ -77,9 +101,14 @@ pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, de
         backend_pid,
     )
     .await;
-    if let Err(error) = begun {
+    let refused = match begun {
+        Ok(Begun::Yes) => None,
+        Ok(Begun::No(reason)) => Some(Tried::last(RunEnd::without_report(Outcome::Skipped, reason))),
+        Err(error) => Some(Tried::from_database("open the attempt in the ledger", &error)),
+    };
+    if let Some(tried) = refused {
         session.close().await;
-        return Tried::from_database("open the attempt in the ledger", &error);
+        return tried.not_begun();
     }
     let stop = if request.job.job.stops_between_batches() {
         request.stops.soft.child_token()
@@ -103,7 +132,7 @@ pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, de
         session,
         fence: request.site.fence,
         stop: stop.clone(),
-        deadline,
+        deadline: *deadline,
         recorder: Arc::new(recorder),
         progress: request.progress.clone(),
     };
@@ -125,7 +154,7 @@ pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, de
     let watched = Watched {
         target: &request.site.target,
         backend_pid,
-        deadline,
+        deadline: *deadline,
         stop: &stop,
         hard: &request.stops.hard,
     };
@@ -260,108 +289,39 @@ fn reason_of(cause: Cause) -> &'static str {
     }
 }
 
-fn application_name(job: &RunnableJob, run: RunId) -> String {
+pub(super) fn application_name(job: &RunnableJob, run: RunId) -> String {
     format!("pgreeve:{}:{run}", job.name)
 }
 
 fn run_settings(job: &RunnableJob, application_name: &str) -> SessionSettings {
-    SessionSettings::run(application_name, job.lock_timeout, STATEMENT_LIMIT.min(job.run_timeout))
+    // A count of a large table may take long and holds nobody up; what holds locks limits itself.
+    SessionSettings::run(application_name, job.lock_timeout, job.run_timeout)
 }
 
-/// Opens the run's session and takes its locks on it.
-async fn open(request: &RunRequest, application_name: &str) -> Result<Session, Tried> {
+/// Opens the run's session and claims on it what the run needs. The run's time begins when it has
+/// that: what it waited for others is added to its deadline.
+async fn open(request: &RunRequest, application_name: &str, deadline: &mut Instant) -> Result<Session, Tried> {
     let mut session = Session::open(&request.site.target, &run_settings(&request.job, application_name))
         .await
-        .map_err(|error| Tried::from_database("open the run's session", &error))?;
-    match take_locks(&mut session, request).await {
-        Ok(()) => Ok(session),
-        Err(tried) => {
-            session.close().await;
-            Err(tried)
+        .map_err(|error| Tried::from_database("open the run's session", &error).not_begun())?;
+    let backend_pid = session.backend_pid();
+    let tried = match claim(&mut session, request).await {
+        Ok(Claimed::All(waited)) => {
+            *deadline += waited;
+            return Ok(session);
         }
-    }
-}
-
-async fn take_locks(session: &mut Session, request: &RunRequest) -> Result<(), Tried> {
-    let connection = session.connection();
-    let failed = |error: &DatabaseError| Tried::from_database("take the run's locks", error);
-    let skipped = |reason: String| Tried::last(RunEnd::without_report(Outcome::Skipped, reason));
-    let standby: bool = sqlx::query_scalar("SELECT pg_catalog.pg_is_in_recovery()")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(|error| failed(&error.into()))?;
-    if standby {
-        return Err(skipped("standby: the server is in recovery".to_owned()));
-    }
-    take_job_lock(connection, request).await?;
-    for name in request.job.resources() {
-        let limit = request.job.sharing.start_deadline.min(request.job.run_timeout);
-        let waited = tokio::select! {
-            waited = locks::lock_within(connection, locks::EXCLUSION_CLASS, locks::key(&name), limit) => waited,
-            () = request.stops.soft.cancelled() => return Err(Tried::last(RunEnd::without_report(Outcome::Cancelled, "stopped while waiting for another run"))),
-        };
-        match waited {
-            Ok(()) => {}
-            Err(error) if error.is("55P03") => {
-                return Err(skipped(format!(
-                    "start_deadline: another run used the {name} for longer than {} s",
-                    limit.as_secs()
-                )));
+        Ok(Claimed::Not(end)) => Tried::last(end),
+        Ok(Claimed::Stopped(end)) => {
+            // Closing does not interrupt a server process that waits; it would keep the job's lock.
+            if let Err(error) = supervise::confirm_gone(&request.site.target, backend_pid, application_name).await {
+                tracing::warn!(error = %error, "the run's session could not be ended");
             }
-            Err(error) => return Err(failed(&error)),
+            Tried::last(end)
         }
-    }
-    Ok(())
-}
-
-/// Takes the lock of the job itself: who holds it runs the job, whatever a row says.
-async fn take_job_lock(connection: &mut PgConnection, request: &RunRequest) -> Result<(), Tried> {
-    let (job, sharing) = (request.job.name.as_str(), &request.job.sharing);
-    let failed = |error: &DatabaseError| Tried::from_database("take the job's lock", error);
-    let key = locks::key(job);
-    if locks::try_lock(connection, locks::JOB_CLASS, key)
-        .await
-        .map_err(|error| failed(&error))?
-    {
-        return Ok(());
-    }
-    let holder = locks::holder(connection, locks::JOB_CLASS, key).await.ok().flatten();
-    let holder = holder.as_deref().unwrap_or("another session");
-    let skipped = |more: &str| {
-        let reason = format!("overlap: the job is running as {holder}{more}");
-        Tried::last(RunEnd::without_report(Outcome::Skipped, reason))
+        Err(error) => Tried::from_database("take the run's locks", &error),
     };
-    if sharing.same_job == SameJob::Skip {
-        return Err(skipped(""));
-    }
-    if sharing.same_job == SameJob::Replace {
-        tracing::warn!(
-            holder,
-            "another session runs the job; it is ended (overlap = \"cancel_running\")"
-        );
-        locks::end_holder(connection, locks::JOB_CLASS, key)
-            .await
-            .map_err(|error| failed(&error))?;
-    }
-    let limit = sharing.start_deadline.min(request.job.run_timeout);
-    let waited = tokio::select! {
-        waited = locks::lock_within(connection, locks::JOB_CLASS, key, limit) => waited,
-        () = request.stops.soft.cancelled() => return Err(Tried::last(RunEnd::without_report(Outcome::Cancelled, "stopped while waiting for another run of the job"))),
-    };
-    match waited {
-        Err(error) if error.is("55P03") => Err(skipped(&format!(
-            " for longer than {} s (start_deadline)",
-            limit.as_secs()
-        ))),
-        other => other.map_err(|error| failed(&error)),
-    }
-}
-
-pub(super) fn exclusion_name(exclusion: &Exclusion) -> String {
-    match exclusion {
-        Exclusion::Snapshot => "snapshot of the database".to_owned(),
-        Exclusion::Rows(table) => format!("rows of {table}"),
-    }
+    session.close().await;
+    Err(tried.not_begun())
 }
 
 async fn close_attempt(
@@ -372,12 +332,12 @@ async fn close_attempt(
     end: &RunEnd,
 ) -> Result<(), DatabaseError> {
     supervise::confirm_gone(&request.site.target, backend_pid, name).await?;
-    let mut session = Session::open(
-        &request.site.target,
-        &SessionSettings::control(format!("pgreeve:close:{}", request.job.name)),
-    )
-    .await?;
-    attempts::end(session.connection(), request.run, attempt, end).await?;
-    session.close().await;
-    Ok(())
+    let settings = SessionSettings::control(format!("pgreeve:close:{}", request.job.name));
+    supervise::answered_in_time(async {
+        let mut session = Session::open(&request.site.target, &settings).await?;
+        attempts::end(session.connection(), request.run, attempt, end).await?;
+        session.close().await;
+        Ok(())
+    })
+    .await
 }

@@ -7,6 +7,7 @@
 //! told apart and mended at the next start.
 
 mod attempt;
+mod claim;
 mod retry;
 mod supervise;
 
@@ -44,7 +45,7 @@ pub struct RunnableJob {
     pub policy: String,
     /// Whether a destructive policy must be approved before it acts.
     pub approval_required: bool,
-    /// How long a run may take, all attempts together.
+    /// How long a run may take, all attempts together; waiting for other runs does not count.
     pub run_timeout: Duration,
     /// How long a statement may wait for a lock.
     pub lock_timeout: Duration,
@@ -61,7 +62,7 @@ impl RunnableJob {
     pub fn resources(&self) -> Vec<String> {
         let exclusions = self.job.exclusions();
         let groups = self.sharing.groups.iter().map(|group| format!("group {group}"));
-        let mut names: Vec<String> = exclusions.iter().map(attempt::exclusion_name).chain(groups).collect();
+        let mut names: Vec<String> = exclusions.iter().map(claim::exclusion_name).chain(groups).collect();
         names.sort();
         names.dedup();
         names
@@ -147,6 +148,20 @@ impl Stops {
     pub fn reason(&self) -> Option<&str> {
         self.reason.get().map(String::as_str)
     }
+
+    /// Whether the run is asked to end, soon or now.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.soft.is_cancelled() || self.hard.is_cancelled()
+    }
+
+    /// Waits until the run is asked to end, soon or now.
+    pub async fn asked(&self) {
+        tokio::select! {
+            () = self.soft.cancelled() => {}
+            () = self.hard.cancelled() => {}
+        }
+    }
 }
 
 /// One execution of a job, whose ledger row is open.
@@ -195,29 +210,39 @@ impl Runner {
     async fn execute_in_span(&self, request: RunRequest) -> RunRecord {
         let started = Instant::now();
         telemetry::metrics::run_started(request.job.name.as_str(), request.scheduled_for);
-        let deadline = started + request.job.run_timeout;
+        let mut deadline = started + request.job.run_timeout;
         let mut attempt = 0;
+        let mut before: Option<RunEnd> = None;
         let end = loop {
+            if before.is_none() && request.stops.is_asked() {
+                // Admitted, but not begun: a shutdown begins nothing any more.
+                break RunEnd::without_report(Outcome::Cancelled, "stopped before it was begun");
+            }
             attempt += 1;
-            let tried = attempt::run(&self.audit, &request, attempt, deadline).await;
-            if !tried.transient || attempt > request.job.retries || request.stops.soft.is_cancelled() {
-                break tried.end;
+            let tried = attempt::run(&self.audit, &request, attempt, &mut deadline).await;
+            let transient = tried.transient;
+            let end = match before.take() {
+                Some(before) => tried.after(before),
+                None => tried.end,
+            };
+            if !transient || attempt > request.job.retries || request.stops.is_asked() {
+                break end;
             }
             let pause = retry::pause_before(attempt);
             if Instant::now() + pause >= deadline {
-                break tried.end;
+                break end;
             }
             if let Some(next) = request.retry_until.filter(|next| Timestamp::now() + pause >= *next) {
-                break without_another(tried.end, next);
+                break without_another(end, next);
             }
             tracing::warn!(
-                reason = tried.end.reason.as_deref(),
+                reason = end.reason.as_deref(),
                 pause_ms = pause.as_millis(),
                 "attempt {attempt} failed; another follows"
             );
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = request.stops.soft.cancelled() => break tried.end,
+                () = tokio::time::sleep(pause) => before = Some(end),
+                () = request.stops.asked() => break end,
             }
         };
         self.close(&request, attempt, end, started).await
@@ -238,7 +263,7 @@ impl Runner {
         let record = match self.close_ledger(request, &end).await {
             Ok(record) => record,
             Err(error) => {
-                tracing::error!(error = %error, "the ledger could not be closed; the next leader of the database will close it");
+                tracing::error!(error = %error, "the ledger could not be closed; the leader of the database will close it");
                 None
             }
         };
@@ -261,8 +286,9 @@ impl Runner {
         let mut tries = 0;
         loop {
             tries += 1;
-            match close_once(request, end).await {
-                Err(error) if tries < CLOSE_ATTEMPTS => {
+            match supervise::answered_in_time(close_once(request, end)).await {
+                // At the end of a shutdown there is no time; the next start closes the run.
+                Err(error) if tries < CLOSE_ATTEMPTS && !request.stops.hard.is_cancelled() => {
                     tracing::warn!(error = %error, "the ledger could not be closed; trying again");
                     tokio::time::sleep(CLOSE_PAUSE).await;
                 }
@@ -285,6 +311,10 @@ async fn close_once(request: &RunRequest, end: &RunEnd) -> Result<Option<RunReco
     let settings = SessionSettings::control(format!("pgreeve:close:{}", request.job.name));
     let mut session = Session::open(&request.site.target, &settings).await?;
     let connection = session.connection();
+    // While a statement of the run may be under way, the run is not over.
+    let name = attempt::application_name(&request.job, request.run);
+    let backend_pid = runs::backend_pid(connection, request.run).await?;
+    supervise::end_sessions(connection, backend_pid, &name).await?;
     runs::finish(connection, request.run, end).await?;
     let record = runs::find(connection, &request.site.database, request.run).await?;
     session.close().await;

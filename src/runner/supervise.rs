@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use sqlx::PgConnection;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,8 @@ const ASK: Duration = Duration::from_secs(2);
 const CANCEL: Duration = Duration::from_secs(30);
 /// After that, before the task itself is dropped.
 const TERMINATE: Duration = Duration::from_secs(5);
+/// How long short work on a session of its own may take.
+const ANSWER: Duration = Duration::from_secs(45);
 
 /// Why a run was ended from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,37 +90,69 @@ async fn signal(watched: &Watched<'_>, function: &str) {
 }
 
 async fn try_signal(watched: &Watched<'_>, function: &str) -> Result<(), DatabaseError> {
-    let mut session = Session::open(watched.target, &SessionSettings::control("pgreeve:cancel")).await?;
-    let sql = format!("SELECT pg_catalog.{function}($1)");
-    sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(watched.backend_pid)
-        .execute(session.connection())
-        .await?;
-    session.close().await;
-    Ok(())
+    answered_in_time(async {
+        let mut session = Session::open(watched.target, &SessionSettings::control("pgreeve:cancel")).await?;
+        let sql = format!("SELECT pg_catalog.{function}($1)");
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(watched.backend_pid)
+            .execute(session.connection())
+            .await?;
+        session.close().await;
+        Ok(())
+    })
+    .await
 }
 
-/// Ends a session that its run left behind and waits until the server has none such, so that no
+/// Waits for short work on a session of its own, but not for ever: a server that has accepted the
+/// connection may be silent all the same.
+pub(super) async fn answered_in_time<T>(
+    work: impl Future<Output = Result<T, DatabaseError>>,
+) -> Result<T, DatabaseError> {
+    tokio::time::timeout(ANSWER, work).await.unwrap_or_else(|_| {
+        Err(DatabaseError::local(format!(
+            "the server did not answer within {} s",
+            ANSWER.as_secs()
+        )))
+    })
+}
+
+/// Ends the sessions that a run left behind and waits until the server has none such, so that no
 /// statement of the run is under way when its records are closed.
 pub(super) async fn confirm_gone(
     target: &ConnectTarget,
     backend_pid: i32,
     application_name: &str,
 ) -> Result<(), DatabaseError> {
-    let mut session = Session::open(target, &SessionSettings::control("pgreeve:cancel")).await?;
-    // The name guards against a process number that has been given to somebody else meanwhile.
+    answered_in_time(async {
+        let mut session = Session::open(target, &SessionSettings::control("pgreeve:cancel")).await?;
+        end_sessions(session.connection(), Some(backend_pid), application_name).await?;
+        session.close().await;
+        Ok(())
+    })
+    .await
+}
+
+/// The same on a connection that is open: the run's own server process, and whatever else connected
+/// under the run's name, as `pg_dump` does.
+pub(super) async fn end_sessions(
+    connection: &mut PgConnection,
+    backend_pid: Option<i32>,
+    application_name: &str,
+) -> Result<(), DatabaseError> {
+    // The name guards against a process number that has been given to somebody else meanwhile. One
+    // that the server cut may have lost the run's number, and is no guard for other processes.
     let left: bool = sqlx::query_scalar(
         "SELECT coalesce(bool_or(NOT pg_catalog.pg_terminate_backend(pid, 10000)), false) FROM pg_catalog.pg_stat_activity
-         WHERE pid = $1 AND application_name = pg_catalog.left($2, 63)",
+         WHERE datname = pg_catalog.current_database() AND application_name = pg_catalog.left($2, 63)
+           AND pid <> pg_catalog.pg_backend_pid() AND (pid = $1 OR pg_catalog.octet_length($2) <= 63)",
     )
     .bind(backend_pid)
     .bind(application_name)
-    .fetch_one(session.connection())
+    .fetch_one(connection)
     .await?;
-    session.close().await;
     if left {
         return Err(DatabaseError::local(format!(
-            "server process {backend_pid} does not end"
+            "a server process of {application_name} does not end"
         )));
     }
     Ok(())

@@ -92,7 +92,8 @@ async fn a_guest_run_whose_process_died_is_closed_while_the_leader_goes_on() {
     let mut bench = Bench::set_up().await;
     let (dead, never_started, alive) = (open_run(&bench).await, open_run(&bench).await, open_run(&bench).await);
     let mut guest = bench.database.connect().await;
-    attempts::begin(&mut guest, bench.site.fence, dead, 1, 1).await.unwrap();
+    let begun = attempts::begin(&mut guest, bench.site.fence, dead, 1, 1).await.unwrap();
+    assert_eq!(begun, attempts::Begun::Yes);
     record_start(&bench.audit, dead, &bench.site.system_identifier).await;
     let close = async |bench: &mut Bench, quiet_for| {
         recovery::close_strays(&mut bench.lead, &bench.audit, &[alive], quiet_for)

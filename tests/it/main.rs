@@ -25,3 +25,4 @@ mod schedule;
 mod store;
 mod systemd;
 mod transition;
+mod waiting;
