@@ -1,5 +1,6 @@
 //! The verbs of the audit log.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{Exit, Failure, load, output};
@@ -16,11 +17,24 @@ pub(super) fn verify(
         Some(dir) => dir,
         None => load(config)?.daemon.state_dir.join("audit"),
     };
-    if !dir.is_dir() {
-        return Err(
-            Failure::new(Exit::Failed, format!("there is no audit log in {}", dir.display()))
-                .with_remedy("name its directory with --dir"),
-        );
+    if let Err(error) = std::fs::read_dir(&dir) {
+        let (cause, remedy) = match error.kind() {
+            ErrorKind::NotFound => (
+                "there is no such directory".to_owned(),
+                "name the log's directory with --dir",
+            ),
+            ErrorKind::NotADirectory => (
+                "it is not a directory".to_owned(),
+                "name the directory that holds the log's files",
+            ),
+            ErrorKind::PermissionDenied => (
+                "this user may not read it".to_owned(),
+                "run as a member of the group of pgreeve's user, or as root",
+            ),
+            _ => (error.to_string(), "check the device under it"),
+        };
+        let message = format!("read the audit log in {}: {cause}", dir.display());
+        return Err(Failure::new(Exit::Failed, message).with_remedy(remedy));
     }
     let key = public_key
         .map(PublicKey::read)

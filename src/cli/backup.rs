@@ -44,7 +44,7 @@ pub(super) async fn list(config: &Config, only: Option<&JobName>, as_json: bool)
         ));
     }
     if as_json {
-        output::document(&json!({ "version": 1, "backups": backups, "unreadable": unreadable }));
+        output::document(&json!({ "version": 1, "backups": backups }));
     } else {
         let rows: Vec<Vec<String>> = backups
             .iter()
@@ -172,10 +172,26 @@ async fn open_stores<'a>(
         }
     }
     if stores.is_empty() {
-        return Err(Failure::new(Exit::Usage, "the configuration has no such backup job")
-            .with_remedy("add a job of the kind `backup`"));
+        return Err(no_backup_job(config, only));
     }
     Ok(stores)
+}
+
+fn no_backup_job(config: &Config, only: Option<&JobName>) -> Failure {
+    let is_backup = |job: &&JobSettings| matches!(job.kind, KindSettings::Backup(_));
+    let known: Vec<&str> = config
+        .jobs
+        .values()
+        .filter(is_backup)
+        .map(|job| job.name.as_str())
+        .collect();
+    match only {
+        Some(name) if !known.is_empty() => Failure::new(Exit::Usage, format!("there is no backup job `{name}`"))
+            .with_remedy(format!("the backup jobs are {}", known.join(", "))),
+        _ => {
+            Failure::new(Exit::Usage, "the configuration has no job of the kind `backup`").with_remedy("add one to it")
+        }
+    }
 }
 
 /// The backup that an id, or `latest`, means.

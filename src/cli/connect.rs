@@ -1,12 +1,12 @@
 //! `check --connect`: the configuration against the databases and stores it names. Reads only, but
 //! for the small object by which a store is tried.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Exit;
 use super::run::{NothingIsRecorded, look};
-use crate::config::{Config, Finding, JobSettings, Place, Severity};
+use crate::config::{Config, Finding, JobSettings, Severity};
 use crate::daemon;
 use crate::job::{Disposition, JobError};
 use crate::jobs::KindSettings;
@@ -26,23 +26,20 @@ pub(super) struct Met {
 pub(super) async fn check(config: &Config) -> Met {
     let (mut findings, mut passing) = (Vec::new(), true);
     let mut unreachable: BTreeSet<Name> = BTreeSet::new();
-    for (database, jobs) in by_database(config) {
-        let place = jobs
-            .first()
-            .map_or_else(|| whole(config), |job| job.place_of("database").clone());
-        let settings = &config.databases[database];
+    for (database, settings) in &config.databases {
         if let Err(error) = look(database, &settings.target).await {
             passing &= error.exit == Exit::TryAgain;
             findings.push(Finding::new(
                 Severity::Error,
-                place,
+                config.place_of_database(database),
                 &error.message,
                 error.remedy.as_deref(),
             ));
             unreachable.insert(database.clone());
         }
     }
-    for (store, place) in used_stores(config) {
+    let mut reported: Vec<String> = Vec::new();
+    for store in used_stores(config) {
         let tried = match config.stores[store].open().await {
             Ok(opened) => opened.probe().await,
             Err(error) => Err(error),
@@ -50,11 +47,17 @@ pub(super) async fn check(config: &Config) -> Met {
         if let Err(error) = tried {
             passing &= error.kind == StoreErrorKind::Transient;
             let message = format!("store {store}: {error}");
+            let place = config.place_of_store(store);
             findings.push(Finding::new(Severity::Error, place, &message, error.remedy.as_deref()));
+            reported.push(error.cause);
         }
     }
     for settings in config.jobs.values().filter(|job| !unreachable.contains(&job.database)) {
         if let Err(error) = check_job(config, settings).await {
+            // A store that does not answer is one problem, not one for each job that uses it.
+            if reported.iter().any(|cause| error.cause.ends_with(cause)) {
+                continue;
+            }
             let place = settings.place_of(error.setting.unwrap_or_default()).clone();
             passing &= error.disposition == Disposition::Transient;
             let message = format!("job {}: {error}", settings.name);
@@ -74,33 +77,13 @@ async fn check_job(config: &Config, settings: &JobSettings) -> Result<(), JobErr
         .map(|_| ())
 }
 
-fn by_database(config: &Config) -> BTreeMap<&Name, Vec<&JobSettings>> {
-    let mut jobs: BTreeMap<&Name, Vec<&JobSettings>> = config.databases.keys().map(|name| (name, Vec::new())).collect();
-    for job in config.jobs.values() {
-        jobs.entry(&job.database).or_default().push(job);
-    }
-    jobs
-}
-
-/// Each store that a job uses, with the place of its first use.
-fn used_stores(config: &Config) -> BTreeMap<&Name, Place> {
-    let mut stores = BTreeMap::new();
+/// Each store that a job uses.
+fn used_stores(config: &Config) -> BTreeSet<&Name> {
+    let mut stores = BTreeSet::new();
     for job in config.jobs.values() {
         if let KindSettings::Backup(backup) = &job.kind {
-            stores
-                .entry(&backup.store)
-                .or_insert_with(|| job.place_of("store").clone());
+            stores.insert(&backup.store);
         }
     }
     stores
-}
-
-fn whole(config: &Config) -> Place {
-    Place::whole(
-        config
-            .files
-            .first()
-            .map(|file| file.display().to_string())
-            .unwrap_or_default(),
-    )
 }

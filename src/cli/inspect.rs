@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::site::{database_failure, job};
-use super::{Exit, Failure, bad_configuration, output};
+use super::{Exit, Failure, bad_configuration, counted, output};
 use crate::config::{Config, JobSettings};
 use crate::job::Outcome;
 use crate::ledger::runs::{self, HistoryFilter, RunRecord};
@@ -20,6 +20,7 @@ pub(super) async fn check(file: &Path, connect: bool, json: bool) -> Result<Exit
         Err(findings) => (findings, None),
     };
     let mut findings = findings;
+    let reads = config.is_some();
     let mut exit = Exit::BadConfiguration;
     if let (true, Some(config)) = (connect, &config) {
         let met = super::connect::check(config).await;
@@ -34,11 +35,16 @@ pub(super) async fn check(file: &Path, connect: bool, json: bool) -> Result<Exit
         return Ok(if errors { exit } else { Exit::Green });
     }
     output::findings(&findings);
-    if errors {
-        return Err(Failure {
+    if errors && reads {
+        let errors = findings.iter().filter(|finding| finding.is_error()).count();
+        let problems = counted(errors, "problem");
+        return Err(Failure::new(
             exit,
-            ..bad_configuration(file, &findings)
-        });
+            format!("{} makes sense, and {problems} stand in its way", file.display()),
+        ));
+    }
+    if errors {
+        return Err(bad_configuration(file, &findings));
     }
     if let Some(config) = config {
         let (jobs, databases, stores) = (config.jobs.len(), config.databases.len(), config.stores.len());
@@ -48,8 +54,11 @@ pub(super) async fn check(file: &Path, connect: bool, json: bool) -> Result<Exit
             "makes sense"
         };
         output::line(&format!(
-            "{} {how}: {jobs} jobs, {databases} databases, {stores} stores",
-            file.display()
+            "{} {how}: {}, {}, {}",
+            file.display(),
+            counted(jobs, "job"),
+            counted(databases, "database"),
+            counted(stores, "store"),
         ));
     }
     Ok(Exit::Green)
@@ -117,6 +126,8 @@ pub(super) fn next(
 
 pub(super) async fn history(config: &Config, filter: &HistoryFilter, as_json: bool) -> Result<Exit, Failure> {
     let (mut records, mut exit) = (Vec::new(), Exit::Green);
+    // A job that is gone from the configuration still has its history.
+    let unknown = filter.job.as_ref().and_then(|name| job(config, name).err());
     for (database, settings) in &config.databases {
         match read_history(&settings.target, database, filter).await {
             Ok(found) => records.extend(found),
@@ -127,6 +138,9 @@ pub(super) async fn history(config: &Config, filter: &HistoryFilter, as_json: bo
                 exit = failure.exit;
             }
         }
+    }
+    if let (Some(unknown), true, Exit::Green) = (unknown, records.is_empty(), exit) {
+        return Err(unknown);
     }
     records.sort_by_key(|record| std::cmp::Reverse(record.scheduled_for.or(record.started_at)));
     if as_json {
@@ -223,19 +237,14 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
             vec![
                 settings.name.to_string(),
                 settings.database.to_string(),
-                trouble.clone().map_or_else(
-                    || {
-                        if last.is_empty() {
-                            "never ran".to_owned()
-                        } else {
-                            cell(5)
-                        }
-                    },
-                    |error| format!("unknown: {error}"),
-                ),
+                match (trouble, record) {
+                    (Some(_), _) => "unknown".to_owned(),
+                    (None, Some(_)) => cell(5),
+                    (None, None) => "never ran".to_owned(),
+                },
                 cell(0),
                 next.map(|at| at.to_string()).unwrap_or_default(),
-                cell(6),
+                trouble.clone().unwrap_or_else(|| cell(6)),
             ]
         })
         .collect();

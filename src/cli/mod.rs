@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use crate::config::{Config, Finding};
 use crate::job::Outcome;
 use crate::telemetry::logs;
-use crate::values::JobName;
+use crate::values::{JobName, ValueError};
 
 /// Maintenance and retention daemon for PostgreSQL.
 ///
@@ -57,6 +57,7 @@ enum Verb {
     /// Show what a run of a job would do; changes nothing.
     Plan {
         /// The job's name.
+        #[arg(value_parser = parse_job)]
         job: JobName,
     },
     /// Approve a new or changed destructive policy, so that it may act.
@@ -97,6 +98,7 @@ struct CheckArguments {
 #[derive(Debug, Args)]
 struct RunArguments {
     /// The job's name.
+    #[arg(value_parser = parse_job)]
     job: JobName,
     /// Why, for the record.
     #[arg(long, value_name = "TEXT")]
@@ -106,22 +108,23 @@ struct RunArguments {
 #[derive(Debug, Args)]
 struct NextArguments {
     /// One job only.
+    #[arg(value_parser = parse_job)]
     job: Option<JobName>,
     /// How many due times of each job.
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     number: u16,
     /// Due times after this instant instead of now (RFC 3339).
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = parse_instant)]
     from: Option<Timestamp>,
 }
 
 #[derive(Debug, Args)]
 struct HistoryArguments {
     /// One job only.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_job)]
     job: Option<JobName>,
     /// Runs and slots since this instant (RFC 3339).
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = parse_instant)]
     since: Option<Timestamp>,
     /// One outcome only, such as `failed`.
     #[arg(long, value_parser = parse_outcome)]
@@ -136,7 +139,7 @@ enum BackupVerb {
     /// List the backups that exist: those whose manifest is in the store.
     List {
         /// Backups of one job only.
-        #[arg(long)]
+        #[arg(long, value_parser = parse_job)]
         job: Option<JobName>,
     },
     /// Restore a backup into a database that does not exist yet, and prove it equal.
@@ -151,7 +154,7 @@ struct RestoreArguments {
     #[arg(long, value_name = "NEWDB")]
     into: String,
     /// The job whose backup it is, where several could be meant.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_job)]
     job: Option<JobName>,
     /// Restore as this role, on this server; default: the role that made the backup. It needs
     /// CREATEDB, and membership in the roles that own what is restored.
@@ -272,12 +275,16 @@ pub fn main() -> ExitCode {
             return Exit::Failed.into();
         }
     };
-    match runtime.block_on(dispatch(cli)) {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
-            output::error(&failure.message, failure.remedy.as_deref());
-            failure.exit.into()
+    let exit = runtime.block_on(dispatch(cli)).unwrap_or_else(|failure| {
+        output::error(&failure.message, failure.remedy.as_deref());
+        failure.exit
+    });
+    match output::lost() {
+        Some(cause) => {
+            output::error(&format!("the result could not be written: {cause}"), None);
+            if exit == Exit::Green { Exit::Failed } else { exit }.into()
         }
+        None => exit.into(),
     }
 }
 
@@ -330,11 +337,29 @@ fn load(file: &Path) -> Result<Config, Failure> {
 
 fn bad_configuration(file: &Path, findings: &[Finding]) -> Failure {
     let errors = findings.iter().filter(|finding| finding.is_error()).count();
-    let noun = if errors == 1 { "mistake" } else { "mistakes" };
+    let mistakes = counted(errors, "mistake");
     Failure::new(
         Exit::BadConfiguration,
-        format!("{} has {errors} {noun}; nothing was started", file.display()),
+        format!("{} has {mistakes}; nothing was started", file.display()),
     )
+}
+
+/// `1 job`, `2 jobs`.
+fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
+/// A job's name from an argument.
+fn parse_job(text: &str) -> Result<JobName, String> {
+    text.parse()
+        .map_err(|error: ValueError| format!("{}; {}", error.problem, error.help))
+}
+
+/// An instant from an argument.
+fn parse_instant(text: &str) -> Result<Timestamp, String> {
+    text.parse()
+        .map_err(|_| "write an instant with its offset, such as 2026-03-29T02:00:00Z".to_owned())
 }
 
 /// Who asks, for the record: the operating system's user, also behind `sudo`.

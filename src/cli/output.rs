@@ -1,16 +1,45 @@
 //! What the verbs print. Results go to standard output, everything else to standard error. A
 //! reader that went away (a closed pipe) is no error.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
 use crate::config::Finding;
 
+/// The first result that could not be written, in words.
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// Why results were lost, if any were: a file on a full disk must not look like a whole document.
+pub(super) fn lost() -> Option<&'static str> {
+    LOST.get().map(String::as_str)
+}
+
 /// A line of a verb's result.
 pub(super) fn line(text: &str) {
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    bytes(format!("{text}\n").as_bytes());
 }
+
+/// A verb's result as it is.
+pub(super) fn bytes(result: &[u8]) {
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = stdout.write_all(result).and_then(|()| stdout.flush())
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        LOST.get_or_init(|| error.to_string());
+    }
+}
+
+/// A label with its value; all labels of a result are equally wide.
+pub(super) fn labelled(label: &str, text: &str) {
+    // A value of several lines, such as a condition of SQL, goes on below its first.
+    let text = text.replace('\n', &format!("\n{:LABEL$}  ", ""));
+    line(&format!("{label:LABEL$}  {text}"));
+}
+
+/// How wide labels are: the longest of a report's keys.
+const LABEL: usize = 17;
 
 /// A verb's result as one JSON document.
 pub(super) fn document(document: &impl Serialize) {

@@ -45,9 +45,9 @@ pub(super) async fn plan(config: &Config, name: &JobName, json: bool) -> Result<
     if json {
         output::document(&json!({ "version": 1, "plan": document }));
     } else {
-        output::line(&format!("job       {name} ({})", settings.kind.kind().as_str()));
-        output::line(&format!("database  {}", settings.database));
-        output::line(&format!("policy    {}", runnable.policy));
+        output::labelled("job", &format!("{name} ({})", settings.kind.kind().as_str()));
+        output::labelled("database", settings.database.as_str());
+        output::labelled("policy", &runnable.policy);
         print_object(&plan);
     }
     Ok(Exit::Green)
@@ -55,10 +55,15 @@ pub(super) async fn plan(config: &Config, name: &JobName, json: bool) -> Result<
 
 fn print_object(value: &Value) {
     let Some(object) = value.as_object() else { return };
-    let width = object.keys().map(String::len).max().unwrap_or(0).max(8);
     for (key, value) in object {
-        let text = value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
-        output::line(&format!("{key:width$}  {text}"));
+        match value {
+            // What a gated run would have done reads like any plan.
+            Value::Object(_) if key == "plan" => print_object(value),
+            Value::String(text) => output::labelled(key, text),
+            Value::Array(items) if items.is_empty() => output::labelled(key, "none"),
+            Value::Null => output::labelled(key, "none"),
+            other => output::labelled(key, &other.to_string()),
+        }
     }
 }
 
@@ -81,7 +86,17 @@ pub(super) async fn approve(config: &Config, hash: &str, json: bool) -> Result<E
         )
         .with_remedy("the policy was changed since it was planned; look at `pgreeve plan JOB` again"));
     }
+    let mut hashes: Vec<String> = matching.iter().map(|job| job.kind.fingerprint()).collect();
+    hashes.sort();
+    hashes.dedup();
+    if hashes.len() > 1 {
+        return Err(
+            Failure::new(Exit::Usage, format!("`{hash}` could be any of {}", hashes.join(", ")))
+                .with_remedy("give more of its digits"),
+        );
+    }
     let audit = open_audit(config)?;
+    let mut approved = Vec::new();
     for settings in matching {
         let site = look(&settings.database, target(config, &settings.database)?).await?;
         let runnable = daemon::runnable(config, settings);
@@ -107,11 +122,13 @@ pub(super) async fn approve(config: &Config, hash: &str, json: bool) -> Result<E
             .await
             .map_err(failed)?;
         session.close().await;
-        if json {
-            output::document(&json!({ "version": 1, "approved": { "job": runnable.name, "policy": runnable.policy } }));
-        } else {
+        if !json {
             output::line(&format!("approved {} for {}", runnable.policy, runnable.name));
         }
+        approved.push(json!({ "job": runnable.name, "policy": runnable.policy }));
+    }
+    if json {
+        output::document(&json!({ "version": 1, "approved": approved }));
     }
     Ok(Exit::Green)
 }
@@ -229,11 +246,11 @@ pub(super) async fn show_progress(progress: Progress) {
 }
 
 fn print_record(record: &RunRecord) {
-    output::line(&format!("run       {}", record.run_id));
-    output::line(&format!("job       {} ({})", record.job, record.kind));
-    output::line(&format!("outcome   {}", record.outcome.as_deref().unwrap_or("unknown")));
+    output::labelled("run", &record.run_id.to_string());
+    output::labelled("job", &format!("{} ({})", record.job, record.kind));
+    output::labelled("outcome", record.outcome.as_deref().unwrap_or("unknown"));
     if let Some(reason) = &record.reason {
-        output::line(&format!("reason    {reason}"));
+        output::labelled("reason", reason);
     }
     print_object(&record.report);
 }

@@ -59,9 +59,31 @@ pub struct Config {
     pub stores: BTreeMap<Name, StoreSettings>,
     /// `[jobs.NAME]`
     pub jobs: BTreeMap<JobName, JobSettings>,
+    /// Where the url of each database and store stands, by `databases.NAME` and `stores.NAME`.
+    places: BTreeMap<String, Place>,
 }
 
 impl Config {
+    /// Where the url of a database stands.
+    #[must_use]
+    pub fn place_of_database(&self, name: &Name) -> Place {
+        self.place_of(&format!("databases.{name}"))
+    }
+
+    /// Where the url of a store stands.
+    #[must_use]
+    pub fn place_of_store(&self, name: &Name) -> Place {
+        self.place_of(&format!("stores.{name}"))
+    }
+
+    fn place_of(&self, path: &str) -> Place {
+        let whole = || {
+            let file = self.files.first().map(|file| file.display().to_string());
+            Place::whole(file.unwrap_or_default())
+        };
+        self.places.get(path).cloned().unwrap_or_else(whole)
+    }
+
     /// Reads a file and `conf.d/*.toml` beside it. Beside the configuration come its warnings.
     ///
     /// # Errors
@@ -154,7 +176,18 @@ fn compose<'a>(
         databases: named(&databases, |_, field| database::read(field, surroundings)),
         stores: named(&stores, |_, field| store::read(field, surroundings)),
         jobs: named(&jobs, |name, field| job::read(name, field, &scope)),
+        places: databases
+            .iter()
+            .chain(&stores)
+            .filter_map(|(_, field)| place_of_url(field))
+            .collect(),
     }
+}
+
+/// Where the `url` below a key stands, with the key's path.
+fn place_of_url(field: &Field<'_>) -> Option<(String, Place)> {
+    let url = field.value.as_table()?.get("url")?;
+    Some((field.path.clone(), field.at.file.place(url.span())))
 }
 
 /// Reads each entry of a table whose keys are names; what is below a wrong name is read all the same.

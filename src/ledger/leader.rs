@@ -54,7 +54,7 @@ impl From<FenceError> for DatabaseError {
             // 25006: what the server itself says to a writer that is no longer the primary's.
             FenceError::Superseded(_) => Self {
                 sqlstate: Some("25006".to_owned()),
-                message: error.to_string(),
+                ..Self::local(error.to_string())
             },
         }
     }

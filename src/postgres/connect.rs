@@ -168,8 +168,10 @@ impl ConnectTarget {
         let Some(file) = &self.password_file else {
             return Ok(self.password.clone());
         };
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| DatabaseError::local(format!("read the password file {}: {error}", file.display())))?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            DatabaseError::local(format!("read the password file {}: {error}", file.display()))
+                .with_help("let the user that runs pgreeve read the file that password_file names")
+        })?;
         Ok(Some(Secret::new(text.lines().next().unwrap_or_default().to_owned())))
     }
 
@@ -220,7 +222,10 @@ impl ConnectTarget {
                 "connect to {}: no answer within {} s",
                 self.describe(),
                 self.connect_timeout.as_secs()
-            ))),
+            ))
+            .with_help(
+                "check the network, the firewall, and the host in `url`; connect_timeout there says how long to wait",
+            )),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! PostgreSQL's errors, stripped of what they may tell about rows, and sorted into classes.
 
+use std::io;
+
 use sqlx::postgres::PgDatabaseError;
 
 /// An error of the database or of the way to it. It never carries DETAIL, HINT, CONTEXT or
@@ -12,6 +14,8 @@ pub struct DatabaseError {
     pub sqlstate: Option<String>,
     /// What went wrong, safe to log and to store.
     pub message: String,
+    /// What an operator can do, where the server did not answer and that is known.
+    pub help: Option<&'static str>,
 }
 
 /// Classes whose primary message may quote a row's value: data exceptions (22), integrity
@@ -28,7 +32,15 @@ impl DatabaseError {
         Self {
             sqlstate: None,
             message: message.into(),
+            help: None,
         }
+    }
+
+    /// Adds what an operator can do.
+    #[must_use]
+    pub fn with_help(mut self, help: &'static str) -> Self {
+        self.help = Some(help);
+        self
     }
 
     /// Whether another attempt may succeed.
@@ -49,9 +61,13 @@ impl DatabaseError {
     /// What an operator can do, for the codes where that is known.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {
+        if let Some(help) = self.help {
+            return Some(help.to_owned());
+        }
         let text = match self.sqlstate.as_deref()? {
             "42501" => "grant the role what the message names; `ALTER ROLE … BYPASSRLS` where row security filters it",
             "28P01" | "28000" => "check the user, the password file and pg_hba.conf",
+            "57P03" => "wait until the server has started",
             "3D000" => "create the database, or correct its name in `url`",
             "53300" => "raise max_connections or close idle sessions",
             "53100" => "free disk space on the database host",
@@ -89,15 +105,46 @@ impl From<sqlx::Error> for DatabaseError {
             return Self {
                 sqlstate: code,
                 message,
+                help: None,
             };
         }
+        let error = match error {
+            sqlx::Error::Io(io) => {
+                let help = help_about_connecting(io.kind());
+                return Self::local(format!("connection to the server: {io}")).with_help(help);
+            }
+            sqlx::Error::Tls(tls) => {
+                return Self::local(format!("TLS: {tls}"))
+                    .with_help("check sslmode and sslrootcert in `url` against the server's certificate");
+            }
+            error => error,
+        };
         Self::local(match &error {
-            sqlx::Error::Io(io) => format!("connection to the server: {io}"),
-            sqlx::Error::Tls(tls) => format!("TLS: {tls}"),
             sqlx::Error::ColumnDecode { index, .. } => format!("column {index} has an unexpected value"),
             sqlx::Error::RowNotFound => "no row came back".to_owned(),
             other => other.to_string(),
         })
+    }
+}
+
+/// What to do when the way to the server is broken.
+fn help_about_connecting(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound => {
+            "there is no such socket: start the server, or correct the host (its socket directory) and the port in `url`"
+        }
+        io::ErrorKind::ConnectionRefused => {
+            "nothing listens there: start the server, or correct the host and the port in `url`"
+        }
+        io::ErrorKind::PermissionDenied => "let the user that runs pgreeve use the server's socket directory",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::TimedOut => {
+            "check the network, the firewall, and the host in `url`"
+        }
+        io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+            "the server or something before it ended the connection; its log says why"
+        }
+        // A name that is not resolved has no kind of its own.
+        _ => "check the host in `url`, the name service and the network",
     }
 }
 

@@ -9,11 +9,19 @@ use tracing_subscriber::fmt::format::FmtSpan;
 /// What is logged when `PGREEVE_LOG` does not say otherwise.
 const DEFAULT_FILTER: &str = "info,tokio_cron_scheduler=warn,aws_config=warn,aws_smithy_runtime=warn,sqlx=warn";
 
+/// What PostgreSQL's functions and triggers say beside their results is the application's text.
+const NOTICES_OFF: &str = "sqlx::postgres::notice=off";
+
 /// Sets up the log. `PGREEVE_LOG` holds a filter such as `debug` or `pgreeve::runner=debug`;
 /// `PGREEVE_LOG_FORMAT=json` writes a JSON object per line.
 pub fn start(default_level: Option<&str>) {
     let filter = EnvFilter::try_from_env("PGREEVE_LOG")
         .unwrap_or_else(|_| EnvFilter::new(default_level.unwrap_or(DEFAULT_FILTER)));
+    // Whatever the operator asks for: a trigger may put a row's values into a NOTICE or WARNING.
+    let filter = match NOTICES_OFF.parse() {
+        Ok(off) => filter.add_directive(off),
+        Err(_) => EnvFilter::new("off"),
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
