@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::blocks;
 use super::driver::Driver;
+use super::held::Held;
 use super::pace::Pace;
 use super::statement::{Range, Statements};
 use super::transaction::{self, Attempt, Failure, Patience, Slice};
@@ -68,7 +69,9 @@ pub(super) struct Walk<'a> {
     /// The run.
     pub(super) context: &'a mut JobContext,
     /// The rule.
-    pub(super) statements: &'a Statements,
+    pub(super) statements: &'a mut Statements,
+    /// The legal holds that are part of it.
+    pub(super) held: &'a mut Held,
     /// Its limits.
     pub(super) limits: Limits,
     /// What is done.
@@ -162,7 +165,8 @@ impl Walk<'_> {
             (false, false) => Patience::Count,
         };
         let allowed = self.limits.rows.map(|most| most.saturating_sub(self.tally.rows));
-        match transaction::run(self.context, self.statements, &leaf.relation, slice, patience, allowed).await {
+        let (relation, holds) = (&leaf.relation, self.held.holds());
+        match transaction::run(self.context, self.statements, holds, relation, slice, patience, allowed).await {
             Ok(Attempt::Crowded) => Ok(Next::Crowded),
             Ok(Attempt::Done {
                 rows,
@@ -177,6 +181,15 @@ impl Walk<'_> {
                 self.count(rows, locked, elapsed);
                 pace.took(elapsed);
                 Ok(Next::After(range))
+            }
+            Err(Failure::HoldsChanged) => {
+                self.held.refresh(self.context.session.connection()).await?;
+                self.statements.hold(&self.held.holds().standing);
+                tracing::info!(
+                    batch.relation = %leaf.relation.display(), holds = self.held.ids().len(),
+                    "legal holds have changed; going on under those that stand now"
+                );
+                Ok(Next::Again)
             }
             Err(failure) => self.yield_to(failure, leaf, patience, pace, ladder),
         }
@@ -226,6 +239,8 @@ impl Walk<'_> {
                     Err(Halt::Brake)
                 }
             }
+            // Only the caller can read them anew.
+            Failure::HoldsChanged => Ok(Next::Again),
             Failure::Superseded(error) => Err(Halt::Failed(JobError::permanent(operation, error.to_string()))),
             Failure::Other(error) if error.is("57014") && self.context.stop.is_cancelled() => Err(Halt::Cancelled),
             Failure::Other(error) => {

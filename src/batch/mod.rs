@@ -9,9 +9,12 @@
 //! and the verification use the same text.
 
 mod blocks;
+mod condition;
 mod cutoff;
 mod driver;
 mod estimate;
+mod exemption;
+mod held;
 mod leaf_walk;
 mod pace;
 mod permission;

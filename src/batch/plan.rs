@@ -4,17 +4,18 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use sqlx::postgres::types::Oid;
 use sqlx::{Connection, PgConnection};
 
+use super::condition::Group;
 use super::cutoff::{self, Cutoff, rfc3339};
 use super::estimate::{self, Estimate};
+use super::held::Held;
 use super::leaf_walk::{Halt, Limits, Tally, Walk, committed};
 use super::preflight::{self, Target};
 use super::report::Report;
 use super::rule::{Change, Rule};
 use super::statement::{Input, Statements};
-use super::{driver, states, verify};
+use super::{driver, exemption, states, verify};
 use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
 use crate::ledger::leader::FenceError;
 use crate::ledger::purges;
@@ -45,21 +46,28 @@ pub async fn plan(rule: Rule, context: &mut JobContext) -> Result<Box<dyn Plan>,
 }
 
 async fn draw_up(connection: &mut PgConnection, rule: &Rule, deadline: Instant) -> Result<RowPlan, JobError> {
-    let target = preflight::check(connection, rule).await?;
+    let mut target = preflight::check(connection, rule).await?;
     let table = target.relation.display();
     let cutoff = cutoff::fix(connection, &rule.period, &rule.zone(), target.age_type).await?;
-    let statements = compile(rule, &target, &cutoff)?;
+    let group = exemption::group(connection, rule, &mut target).await?;
+    exemption::references(rule, &target)?;
+    let held = Held::read(connection, rule, &target).await?;
+    let mut statements = compile(rule, &target, &cutoff, group)?;
     estimate::probe(connection, &table, &statements).await?;
+    held.probe(connection, &statements).await?;
+    statements.hold(&held.holds().standing);
     let due = estimate::due(connection, &table, &statements, deadline).await?;
     estimate::brake(connection, &target, &statements, &rule.brakes, &due, deadline).await?;
     let foreign_keys = estimate::fan_out(connection, &target.keys, &statements).await;
     let (driver, why) = driver::explain(&target, &rule.age_column);
     Ok(RowPlan {
         deletes: rule.change == Change::Delete,
+        chained: rule.skip_if_referenced && target.keys.iter().any(|key| key.own),
         most_rows: rule.brakes.max_rows,
         target,
         cutoff,
         statements,
+        held,
         due,
         foreign_keys,
         driver,
@@ -67,7 +75,7 @@ async fn draw_up(connection: &mut PgConnection, rule: &Rule, deadline: Instant) 
     })
 }
 
-fn compile(rule: &Rule, target: &Target, cutoff: &Cutoff) -> Result<Statements, JobError> {
+fn compile(rule: &Rule, target: &Target, cutoff: &Cutoff, keep_latest: Option<Group>) -> Result<Statements, JobError> {
     let zone = rule.zone();
     let (from, assignments) = match &rule.change {
         Change::Delete => (None, Vec::new()),
@@ -90,16 +98,22 @@ fn compile(rule: &Rule, target: &Target, cutoff: &Cutoff) -> Result<Statements, 
         predicate: rule.predicate.as_deref(),
         from,
         assignments,
+        keep_latest,
+        keep_referenced: if rule.skip_if_referenced { &target.keys } else { &[] },
+        holds: &[],
     }))
 }
 
 /// What a run is about to do to a table's rows.
 struct RowPlan {
     deletes: bool,
+    /// Whether a row that goes can set free another one of the table.
+    chained: bool,
     most_rows: Option<u64>,
     target: Target,
     cutoff: Cutoff,
     statements: Statements,
+    held: Held,
     due: Estimate,
     foreign_keys: Vec<Value>,
     driver: String,
@@ -116,14 +130,15 @@ impl Plan for RowPlan {
             "estimated": self.due.estimated,
             "driver": self.driver,
             "why": self.why,
-            "where": self.statements.eligible(),
+            "where": self.statements.shown(),
+            "holds": self.held.ids(),
             "triggers": self.target.triggers,
             "foreign_keys": self.foreign_keys,
             "warnings": self.target.warnings,
         })
     }
 
-    fn execute<'a>(self: Box<Self>, context: &'a mut JobContext) -> BoxFuture<'a, Result<JobReport, JobError>>
+    fn execute<'a>(mut self: Box<Self>, context: &'a mut JobContext) -> BoxFuture<'a, Result<JobReport, JobError>>
     where
         Self: 'a,
     {
@@ -132,16 +147,20 @@ impl Plan for RowPlan {
 }
 
 impl RowPlan {
-    async fn run(&self, context: &mut JobContext) -> Result<JobReport, JobError> {
+    async fn run(&mut self, context: &mut JobContext) -> Result<JobReport, JobError> {
         let mut tally = Tally::default();
         // What an earlier attempt did counts against the brake too.
         let before = committed(context, &tally).await;
         let allowed = self.most_rows.map(|most| most.saturating_sub(before));
         let mut remains = None;
         let mut halt = None;
-        for pass in 1..=PASSES {
+        for pass in 1.. {
             tally.locked = 0;
+            let so_far = tally.rows;
             halt = self.walk(context, &mut tally, allowed, pass).await.err();
+            if halt.is_none() {
+                halt = self.renew_holds(context).await.err().map(Halt::Failed);
+            }
             if matches!(halt, Some(Halt::Cancelled | Halt::Failed(_))) {
                 break;
             }
@@ -164,6 +183,10 @@ impl RowPlan {
             if halt.is_some() || remains.as_ref().is_none_or(|remains| remains.rows == 0) {
                 break;
             }
+            // Rows that reference each other come loose one after another.
+            if pass >= PASSES && !(self.chained && tally.rows > so_far) {
+                break;
+            }
         }
         let report = self.report(context, tally, remains).await;
         match halt {
@@ -183,8 +206,15 @@ impl RowPlan {
         Ok(JobReport { outcome, reason, body })
     }
 
+    /// What is left is counted under the holds that stand then.
+    async fn renew_holds(&mut self, context: &mut JobContext) -> Result<(), JobError> {
+        self.held.refresh(context.session.connection()).await?;
+        self.statements.hold(&self.held.holds().standing);
+        Ok(())
+    }
+
     async fn walk(
-        &self,
+        &mut self,
         context: &mut JobContext,
         tally: &mut Tally,
         allowed: Option<u64>,
@@ -206,17 +236,15 @@ impl RowPlan {
         for leaf in self.target.leaves.iter().filter(worth) {
             let mut walk = Walk {
                 context: &mut *context,
-                statements: &self.statements,
+                statements: &mut self.statements,
+                held: &mut self.held,
                 limits,
                 tally: &mut *tally,
             };
-            walk.leaf(leaf, self.lockable(leaf.relation.oid)).await?;
+            walk.leaf(leaf, self.target.lockable.contains(&leaf.relation.oid))
+                .await?;
         }
         Ok(())
-    }
-
-    fn lockable(&self, leaf: Oid) -> bool {
-        self.target.lockable.contains(&leaf)
     }
 
     async fn report(&self, context: &mut JobContext, tally: Tally, remains: Option<verify::Remains>) -> Report {

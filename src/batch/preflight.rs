@@ -18,6 +18,8 @@ use crate::postgres::sqlstate::DatabaseError;
 /// A rule's table, found fit.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
+    /// As whom the run works.
+    pub(super) role: String,
     /// The table.
     pub(super) relation: Relation,
     /// Its columns.
@@ -92,6 +94,7 @@ pub(super) async fn check(connection: &mut PgConnection, rule: &Rule) -> Result<
         .filter(|access| access.may_lock)
         .map(|access| access.table);
     let mut target = Target {
+        role: user,
         lockable: lockable.collect(),
         warnings: warnings(&leaves, &foreign, &access, &keys, &pending),
         relation,

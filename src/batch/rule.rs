@@ -19,6 +19,10 @@ pub struct Rule {
     pub timezone: Option<Timezone>,
     /// What becomes of the rows.
     pub change: Change,
+    /// Columns that make a group: the newest row of each group stays, whatever its age.
+    pub keep_latest_per: Vec<String>,
+    /// Whether rows stay that a foreign key points at.
+    pub skip_if_referenced: bool,
     /// What makes a run implausible.
     pub brakes: Brakes,
 }

@@ -4,9 +4,12 @@
 //! it. Names come quoted from the catalog. Values are typed literals rather than parameters, so that
 //! the planner prunes partitions by them and the text in the audit log is the text that ran.
 
+use super::condition::{Condition, Group};
 use super::cutoff::Cutoff;
 use super::report::COUNT_LIMIT;
+use crate::ledger::holds::Standing;
 use crate::postgres::catalog::Relation;
+use crate::postgres::catalog::effects::IncomingKey;
 use crate::postgres::quote::{identifier, literal};
 
 /// The types an age column may have.
@@ -87,6 +90,12 @@ pub(super) struct Input<'a> {
     pub(super) from: Option<(&'a str, &'a str, &'a [String])>,
     /// For a change of state: column and expression; empty deletes.
     pub(super) assignments: Vec<(String, String)>,
+    /// Of which groups the newest row stays.
+    pub(super) keep_latest: Option<Group>,
+    /// The foreign keys that keep the rows they point at.
+    pub(super) keep_referenced: &'a [IncomingKey],
+    /// The legal holds.
+    pub(super) holds: &'a [Standing],
 }
 
 /// A compiled rule.
@@ -101,11 +110,9 @@ pub(super) struct Statements {
     /// The cutoff as a literal, and as its bare text.
     cutoff: String,
     cutoff_value: String,
-    /// Old enough, and in a state to move from.
-    standing: String,
-    /// `standing` and the operator's condition.
+    condition: Condition,
+    /// The condition as one text.
     eligible: String,
-    predicate: Option<String>,
     /// `SET …`, or nothing for a deletion.
     assignments: Option<String>,
 }
@@ -125,12 +132,12 @@ impl Statements {
                 values.join(", ")
             );
         }
-        // On lines of its own: a comment at the end of the condition must not hide the parenthesis.
-        let predicate = input.predicate.map(|text| format!("(\n{text}\n)"));
-        let eligible = match &predicate {
-            Some(predicate) => format!("{standing} AND {predicate}"),
-            None => standing.clone(),
-        };
+        let mut condition = Condition::new(&alias, standing, input.predicate);
+        if let Some(group) = &input.keep_latest {
+            condition.keep_latest(input.root, input.age_column, group);
+        }
+        condition.keep_referenced(input.keep_referenced);
+        condition.hold(input.holds);
         let assignments: Vec<String> = input
             .assignments
             .iter()
@@ -144,16 +151,27 @@ impl Statements {
             zone: literal(input.zone),
             cutoff,
             cutoff_value: input.cutoff.value.clone(),
-            standing,
-            eligible,
-            predicate,
+            eligible: condition.eligible(),
+            condition,
             assignments: (!assignments.is_empty()).then(|| assignments.join(", ")),
         }
     }
 
-    /// The condition that a row must meet to be due.
-    pub(super) fn eligible(&self) -> &str {
-        &self.eligible
+    /// The same rule under other legal holds.
+    pub(super) fn hold(&mut self, holds: &[Standing]) {
+        self.condition.hold(holds);
+        self.eligible = self.condition.eligible();
+    }
+
+    /// The condition that a row must meet to be due, for people and records: a hold is named, not
+    /// quoted.
+    pub(super) fn shown(&self) -> String {
+        self.condition.shown()
+    }
+
+    /// Whether rows stay that others reference.
+    pub(super) fn keeps_referenced(&self) -> bool {
+        self.condition.keeps_referenced()
     }
 
     /// A statement whose plan shows whether the condition makes sense.
@@ -212,14 +230,39 @@ impl Statements {
         )
     }
 
-    /// How many rows are old enough but do not meet the operator's condition, up to a limit; nothing
-    /// to ask without a condition.
-    pub(super) fn exempt(&self) -> Option<String> {
-        let Self { root, standing, .. } = self;
-        let predicate = self.predicate.as_ref()?;
-        Some(format!(
-            "SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {standing} AND {predicate} IS NOT TRUE LIMIT {COUNT_LIMIT}) AS bounded"
-        ))
+    /// How many old rows stay, up to a limit, each where it applies: because they do not meet the
+    /// operator's condition or are the newest of their group, because a hold covers them, because
+    /// others reference them.
+    pub(super) fn staying(&self) -> [Option<String>; 3] {
+        let condition = &self.condition;
+        [condition.exempt(), condition.held(), condition.exempt_referenced()].map(|condition| {
+            let root = &self.root;
+            condition.map(|condition| {
+                format!("SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {condition} LIMIT {COUNT_LIMIT}) AS bounded")
+            })
+        })
+    }
+
+    /// Locks the rows of a part of a leaf that are due, and answers where they are: locked rows stay
+    /// where they are.
+    pub(super) fn lock(&self, leaf: &Relation, range: &Range, waiting: bool) -> String {
+        let Self { alias, eligible, .. } = self;
+        format!(
+            "SELECT {alias}.ctid::text FROM {table} WHERE {within}{eligible} FOR {strength} OF {alias}{skip}",
+            table = self.only(leaf),
+            within = self.within(range),
+            strength = self.strength(),
+            skip = if waiting { "" } else { " SKIP LOCKED" },
+        )
+    }
+
+    /// Deletes or changes the rows at `$1`, places that this transaction has locked, that are due now.
+    pub(super) fn apply_locked(&self, leaf: &Relation) -> String {
+        let Self { alias, eligible, .. } = self;
+        format!(
+            "{} WHERE {alias}.ctid = ANY ($1::text[]::tid[]) AND {eligible}",
+            self.verb(leaf)
+        )
     }
 
     /// Deletes or changes the rows of a part of a leaf that are due.
@@ -231,11 +274,7 @@ impl Statements {
     /// statement, and the condition is checked again on the row as it is then.
     pub(super) fn apply_unlocked(&self, leaf: &Relation, range: &Range) -> String {
         let Self { alias, eligible, .. } = self;
-        let strength = if self.assignments.is_some() {
-            "NO KEY UPDATE"
-        } else {
-            "UPDATE"
-        };
+        let strength = self.strength();
         format!(
             "{verb} WHERE {alias}.ctid = ANY (ARRAY(SELECT {alias}.ctid FROM {table} WHERE {within}{eligible} \
              FOR {strength} OF {alias} SKIP LOCKED)) AND {eligible}",
@@ -286,6 +325,15 @@ impl Statements {
         match &self.assignments {
             None => format!("DELETE FROM {table}"),
             Some(assignments) => format!("UPDATE {table} SET {assignments}"),
+        }
+    }
+
+    /// How strongly rows are locked that are to be deleted or changed.
+    fn strength(&self) -> &'static str {
+        if self.assignments.is_some() {
+            "NO KEY UPDATE"
+        } else {
+            "UPDATE"
         }
     }
 
@@ -365,6 +413,9 @@ mod tests {
             predicate,
             from: None,
             assignments: Vec::new(),
+            keep_latest: None,
+            keep_referenced: &[],
+            holds: &[],
         })
     }
 
@@ -384,6 +435,9 @@ mod tests {
                     format!("COALESCE(x, {})", AgeType::Timestamp.now("Europe/Berlin")),
                 ),
             ],
+            keep_latest: None,
+            keep_referenced: &[],
+            holds: &[],
         })
     }
 
@@ -415,7 +469,7 @@ mod tests {
     fn a_condition_stands_on_lines_of_its_own_in_every_statement() {
         let statements = deletion(Some("processed -- only those\nOR kind = 'x'"));
         let eligible = format!("{OLD} AND (\nprocessed -- only those\nOR kind = 'x'\n)");
-        assert_eq!(statements.eligible(), eligible);
+        assert_eq!(statements.eligible, eligible);
         let blocks = Range::Blocks { from: 3, until: 7 };
         let leaf = relation("events");
         for text in [
@@ -440,9 +494,9 @@ mod tests {
 
     #[test]
     fn exempt_rows_are_old_ones_for_which_the_condition_is_false_or_null() {
-        assert_eq!(deletion(None).exempt(), None);
+        assert_eq!(deletion(None).staying(), [None, None, None]);
         assert_eq!(
-            deletion(Some("processed")).exempt().unwrap(),
+            deletion(Some("processed")).staying()[0].clone().unwrap(),
             format!(
                 "SELECT count(*) FROM (SELECT 1 FROM \"public\".\"events\" AS \"events\" WHERE {OLD} AND (\nprocessed\n) IS NOT TRUE LIMIT 10001) AS bounded"
             )

@@ -8,6 +8,7 @@ use super::estimate::LIMIT_STATEMENT;
 use super::statement::{Range, Statements};
 use crate::job::JobContext;
 use crate::ledger::batches::{self, Batch};
+use crate::ledger::holds::{self, Holds};
 use crate::ledger::leader::FenceError;
 use crate::postgres::catalog::Relation;
 use crate::postgres::sqlstate::DatabaseError;
@@ -68,6 +69,8 @@ pub(super) enum Attempt {
 pub(super) enum Failure {
     /// It would exceed the rows that the run may touch.
     TooMany,
+    /// A legal hold was placed or released since the statements were compiled.
+    HoldsChanged,
     /// Another leader has taken over.
     Superseded(FenceError),
     /// The batch took too long.
@@ -94,6 +97,7 @@ impl Failure {
 pub(super) async fn run(
     context: &mut JobContext,
     statements: &Statements,
+    holds: &Holds,
     leaf: &Relation,
     slice: &Slice,
     patience: Patience,
@@ -115,6 +119,11 @@ pub(super) async fn run(
             FenceError::Superseded(_) => Failure::Superseded(error),
         })?;
         limit = prepare(&mut transaction, slice).await.map_err(other)?;
+        let database = |error: DatabaseError| Failure::of(error, Duration::ZERO, BATCH_TIME);
+        holds::share(&mut transaction).await.map_err(database)?;
+        if !holds::unchanged(&mut transaction, holds).await.map_err(database)? {
+            return Err(Failure::HoldsChanged);
+        }
         let mut statement_started = Instant::now();
         let work = async {
             let Some(range) = range(&mut transaction, statements, leaf, slice).await? else {
@@ -226,12 +235,39 @@ async fn apply(
     range: &Range,
     patience: Patience,
 ) -> Result<u64, sqlx::Error> {
+    if statements.keeps_referenced() && patience != Patience::Count {
+        return apply_locked(transaction, statements, leaf, range, patience == Patience::Wait).await;
+    }
     let sql = match patience {
         Patience::Wait => statements.apply(leaf, range),
         Patience::Leave => statements.apply_unlocked(leaf, range),
         Patience::Count => return Ok(0),
     };
     let done = sqlx::query(AssertSqlSafe(sql))
+        .persistent(false)
+        .execute(transaction)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+/// In two statements: a row that is locked gets no new reference, so what the second one does not see
+/// then cannot be lost to a cascade.
+async fn apply_locked(
+    transaction: &mut PgConnection,
+    statements: &Statements,
+    leaf: &Relation,
+    range: &Range,
+    waiting: bool,
+) -> Result<u64, sqlx::Error> {
+    let places: Vec<String> = sqlx::query_scalar(AssertSqlSafe(statements.lock(leaf, range, waiting)))
+        .persistent(false)
+        .fetch_all(&mut *transaction)
+        .await?;
+    if places.is_empty() {
+        return Ok(0);
+    }
+    let done = sqlx::query(AssertSqlSafe(statements.apply_locked(leaf)))
+        .bind(places)
         .persistent(false)
         .execute(transaction)
         .await?;

@@ -16,8 +16,13 @@ pub(super) struct Remains {
     pub(super) rows: u64,
     /// The age of the oldest of them, RFC 3339.
     pub(super) oldest: Option<String>,
-    /// Rows that are old enough and do not meet the operator's condition.
+    /// Rows that are old enough and do not meet the operator's condition, or are the newest of their
+    /// group.
     pub(super) exempt: u64,
+    /// Rows that would be due but for a legal hold.
+    pub(super) held: u64,
+    /// Rows that would be due but for a row that references them.
+    pub(super) referenced: u64,
 }
 
 /// Counts what is left, in time for the deadline.
@@ -60,20 +65,23 @@ async fn count(
             Err(error) => return Err(error),
         }
     }
-    let exempt: i64 = match statements.exempt() {
-        None => 0,
-        Some(sql) => {
-            limit(reading, deadline).await?;
-            sqlx::query_scalar(AssertSqlSafe(sql))
-                .persistent(false)
-                .fetch_one(reading)
-                .await?
-        }
-    };
+    let mut staying = [0; 3];
+    for (count, sql) in staying.iter_mut().zip(statements.staying()) {
+        let Some(sql) = sql else { continue };
+        limit(reading, deadline).await?;
+        let rows: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
+            .persistent(false)
+            .fetch_one(&mut *reading)
+            .await?;
+        *count = rows.unsigned_abs();
+    }
+    let [exempt, held, referenced] = staying;
     Ok(Remains {
         rows: rows.unsigned_abs(),
         oldest: oldest.as_deref().map(rfc3339),
-        exempt: exempt.unsigned_abs(),
+        exempt,
+        held,
+        referenced,
     })
 }
 

@@ -6,6 +6,7 @@ mod backup;
 mod connect;
 #[cfg(feature = "demo")]
 mod demo;
+mod hold;
 mod inspect;
 mod output;
 mod run;
@@ -73,6 +74,9 @@ enum Verb {
     Status,
     /// Show what ran, and what did not and why.
     History(HistoryArguments),
+    /// Legal holds: place, release, list them.
+    #[command(subcommand)]
+    Hold(hold::HoldVerb),
     /// Backups: list them, restore one.
     #[command(subcommand)]
     Backup(BackupVerb),
@@ -313,6 +317,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             };
             inspect::history(&load(file)?, &filter, json).await
         }
+        Verb::Hold(verb) => hold::hold(&load(file)?, &verb, json).await,
         Verb::Backup(BackupVerb::List { job }) => backup::list(&load(file)?, job.as_ref(), json).await,
         Verb::Backup(BackupVerb::Restore(arguments)) => backup::restore(&load(file)?, &arguments, json).await,
         Verb::Audit(AuditVerb::Verify { dir, public_key }) => audit::verify(file, dir, public_key.as_deref(), json),

@@ -278,7 +278,7 @@ pub(super) fn open_audit(config: &Config) -> Result<AuditLog, Failure> {
         .map_err(|error| audit_failure(&error))
 }
 
-fn audit_failure(error: &AuditError) -> Failure {
+pub(super) fn audit_failure(error: &AuditError) -> Failure {
     Failure::new(
         Exit::Failed,
         format!("the audit log cannot be used, so nothing runs: {error}"),

@@ -5,7 +5,7 @@ use super::rows;
 use crate::jobs::retention::RetentionSettings;
 
 /// Keys of the design that this version does not have.
-const PLANNED: [&str; 5] = ["keep_latest_per", "skip_if_referenced", "archive", "objects", "after"];
+const PLANNED: [&str; 3] = ["archive", "objects", "after"];
 
 pub(super) fn read(field: &Field<'_>) -> Option<RetentionSettings> {
     let mut section = field.section()?;
@@ -15,6 +15,12 @@ pub(super) fn read(field: &Field<'_>) -> Option<RetentionSettings> {
     let max_rows = section
         .optional("max_rows")
         .and_then(|field| field.whole(1..=i64::MAX.unsigned_abs()));
+    let keep_latest_per = section
+        .optional("keep_latest_per")
+        .map_or(Some(Vec::new()), |field| rows::columns(&field));
+    let skip_if_referenced = section
+        .optional("skip_if_referenced")
+        .map_or(Some(false), |field| field.boolean());
     section.finish(&PLANNED);
     Some(RetentionSettings {
         table: rows.table?,
@@ -22,6 +28,8 @@ pub(super) fn read(field: &Field<'_>) -> Option<RetentionSettings> {
         keep: keep?,
         predicate: rows.predicate,
         timezone: rows.timezone,
+        keep_latest_per: keep_latest_per?,
+        skip_if_referenced: skip_if_referenced?,
         max_fraction,
         max_rows,
     })

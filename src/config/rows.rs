@@ -28,6 +28,24 @@ pub(super) fn column(field: &Field<'_>) -> Option<String> {
     is_column(field, text).then(|| text.to_owned())
 }
 
+/// Some columns, each once.
+pub(super) fn columns(field: &Field<'_>) -> Option<Vec<String>> {
+    let elements = field.array()?;
+    if elements.is_empty() {
+        field.error("names no column", "name at least one column, or leave the key out");
+    }
+    let mut columns = Vec::new();
+    for element in &elements {
+        let Some(name) = column(element) else { continue };
+        if columns.contains(&name) {
+            element.error(&format!("`{name}` is named twice"), "name each column once");
+            continue;
+        }
+        columns.push(name);
+    }
+    (!columns.is_empty() && columns.len() == elements.len()).then_some(columns)
+}
+
 /// Whether a text can be a column's name.
 pub(super) fn is_column(field: &Field<'_>, text: &str) -> bool {
     let sound = !text.is_empty() && text.len() <= 63 && !text.contains('\0') && text.trim() == text;

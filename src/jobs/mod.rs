@@ -58,6 +58,8 @@ mod tests {
             keep: keep.parse().unwrap(),
             predicate: Some("processed".to_owned()),
             timezone: None,
+            keep_latest_per: Vec::new(),
+            skip_if_referenced: false,
             max_fraction: None,
             max_rows: None,
         }

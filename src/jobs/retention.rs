@@ -22,6 +22,12 @@ pub struct RetentionSettings {
     /// The zone that a `timestamp` without zone was written in, and in which days are counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timezone: Option<Timezone>,
+    /// Columns that make a group: the newest row of each stays, whatever its age.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keep_latest_per: Vec<String>,
+    /// Whether rows stay that a foreign key points at.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skip_if_referenced: bool,
     /// The largest part of the table, 0 to 1, that one run may delete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_fraction: Option<f64>,
@@ -52,6 +58,8 @@ impl RetentionJob {
             predicate: settings.predicate,
             timezone: settings.timezone,
             change: Change::Delete,
+            keep_latest_per: settings.keep_latest_per,
+            skip_if_referenced: settings.skip_if_referenced,
             brakes: Brakes {
                 max_rows: settings.max_rows,
                 max_fraction: settings.max_fraction,

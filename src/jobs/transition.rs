@@ -69,6 +69,8 @@ impl TransitionJob {
                 set: settings.set,
                 stamp: settings.stamp,
             }),
+            keep_latest_per: Vec::new(),
+            skip_if_referenced: false,
             brakes: Brakes::default(),
         }
     }

@@ -17,6 +17,8 @@ pub const LEADER_CLASS: i32 = 0x7067_7265;
 pub const JOB_CLASS: i32 = LEADER_CLASS + 1;
 /// One thing that two runs must not use at the same time.
 pub const EXCLUSION_CLASS: i32 = LEADER_CLASS + 2;
+/// The legal holds of the database (second key 1): shared by every batch, alone for a new hold.
+pub const HOLD_CLASS: i32 = LEADER_CLASS + 40;
 
 /// The second key of a name.
 #[must_use]

@@ -6,6 +6,7 @@ pub mod attempts;
 pub mod backups;
 pub mod batches;
 pub mod forgotten;
+pub mod holds;
 pub mod leader;
 pub mod locks;
 pub mod migrate;

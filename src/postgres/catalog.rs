@@ -4,6 +4,7 @@
 pub mod access;
 pub mod columns;
 pub mod effects;
+pub mod keys;
 pub mod leaves;
 mod nearest;
 
@@ -85,6 +86,12 @@ impl Relation {
     #[must_use]
     pub fn quoted(&self) -> String {
         quote::qualified(&self.schema, &self.name)
+    }
+
+    /// `schema.name` as the catalog's own texts put together, for comparisons in SQL.
+    #[must_use]
+    pub fn plain(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
     }
 
     /// `schema.name`, for people and records.

@@ -17,6 +17,8 @@ pub fn events() -> RetentionSettings {
         keep: "30d".parse().unwrap(),
         predicate: None,
         timezone: None,
+        keep_latest_per: Vec::new(),
+        skip_if_referenced: false,
         max_fraction: None,
         max_rows: None,
     }

@@ -18,6 +18,10 @@ pub enum Event {
 /// A foreign key of another table that points at the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncomingKey {
+    /// The table that holds it.
+    pub oid: Oid,
+    /// Whether that is one of the tables it points at.
+    pub own: bool,
     /// The constraint's name.
     pub constraint: String,
     /// `schema.table` that holds it.
@@ -36,9 +40,20 @@ pub struct IncomingKey {
 
 /// The foreign keys that point at any of some tables.
 pub async fn incoming_keys(connection: &mut PgConnection, tables: &[Oid]) -> Result<Vec<IncomingKey>, DatabaseError> {
-    type Row = (String, String, String, Vec<String>, Vec<String>, String, bool, bool);
+    type Row = (
+        Oid,
+        bool,
+        String,
+        String,
+        String,
+        Vec<String>,
+        Vec<String>,
+        String,
+        bool,
+        bool,
+    );
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT k.conname::text, n.nspname::text, c.relname::text,
+        "SELECT c.oid, c.oid = ANY($1), k.conname::text, n.nspname::text, c.relname::text,
                 ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS u (attnum, place)
                       JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.attnum ORDER BY u.place),
                 ARRAY(SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY AS u (attnum, place)
@@ -53,7 +68,7 @@ pub async fn incoming_keys(connection: &mut PgConnection, tables: &[Oid]) -> Res
          JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE k.contype = 'f' AND k.confrelid = ANY($1)
            AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint p WHERE p.oid = k.conparentid AND p.confrelid = ANY($1))
-         ORDER BY 2, 3, 1",
+         ORDER BY n.nspname, c.relname, k.conname",
     )
     .bind(tables)
     .fetch_all(connection)
@@ -61,7 +76,9 @@ pub async fn incoming_keys(connection: &mut PgConnection, tables: &[Oid]) -> Res
     Ok(rows
         .into_iter()
         .map(
-            |(constraint, schema, table, from, to, on_delete, indexed, readable)| IncomingKey {
+            |(oid, own, constraint, schema, table, from, to, on_delete, indexed, readable)| IncomingKey {
+                oid,
+                own,
                 constraint,
                 quoted: quote::qualified(&schema, &table),
                 table: format!("{schema}.{table}"),
@@ -72,6 +89,26 @@ pub async fn incoming_keys(connection: &mut PgConnection, tables: &[Oid]) -> Res
             },
         )
         .collect())
+}
+
+/// Every table whose rows are deleted or changed along with rows of some tables, by foreign keys
+/// that cascade or set their columns, at any distance; not the tables themselves.
+pub async fn carried_along(connection: &mut PgConnection, tables: &[Oid]) -> Result<Vec<Oid>, DatabaseError> {
+    Ok(sqlx::query_scalar(
+        "WITH RECURSIVE reached AS (
+             SELECT unnest($1::oid[]) AS oid
+             UNION
+             SELECT next.oid FROM reached r, LATERAL (
+                 SELECT k.conrelid FROM pg_catalog.pg_constraint k
+                 WHERE k.contype = 'f' AND k.confrelid = r.oid AND k.confdeltype IN ('c', 'n', 'd')
+                 UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = r.oid
+                 UNION ALL SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = r.oid AND r.oid <> ALL($1)
+             ) AS next (oid))
+         SELECT oid FROM reached WHERE oid <> ALL($1)",
+    )
+    .bind(tables)
+    .fetch_all(connection)
+    .await?)
 }
 
 /// The enabled triggers of applications that an event fires, as `schema.table.trigger`.
