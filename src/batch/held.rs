@@ -33,9 +33,9 @@ impl Held {
         let failed = reading(&display);
         // A row that nothing references carries nothing along.
         let carried = if rule.change == Change::Delete && !rule.skip_if_referenced {
-            let mut tables: Vec<Oid> = target.leaves.iter().map(|leaf| leaf.relation.oid).collect();
-            tables.push(target.relation.oid);
-            effects::carried_along(connection, &tables).await.map_err(&failed)?
+            effects::carried_along(connection, target.relation.oid)
+                .await
+                .map_err(&failed)?
         } else {
             Vec::new()
         };

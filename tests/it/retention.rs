@@ -2,6 +2,8 @@
 
 pub mod contention;
 mod equivalence;
+mod holds;
+mod keeps;
 mod refusals;
 mod walks;
 

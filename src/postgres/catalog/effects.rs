@@ -91,22 +91,26 @@ pub async fn incoming_keys(connection: &mut PgConnection, tables: &[Oid]) -> Res
         .collect())
 }
 
-/// Every table whose rows are deleted or changed along with rows of some tables, by foreign keys
-/// that cascade or set their columns, at any distance; not the tables themselves.
-pub async fn carried_along(connection: &mut PgConnection, tables: &[Oid]) -> Result<Vec<Oid>, DatabaseError> {
+/// Every table whose rows are deleted or changed along with rows of a table and its parts, by
+/// foreign keys that cascade or set their columns, at any distance; not the table and its parts.
+pub async fn carried_along(connection: &mut PgConnection, table: Oid) -> Result<Vec<Oid>, DatabaseError> {
     Ok(sqlx::query_scalar(
-        "WITH RECURSIVE reached AS (
-             SELECT unnest($1::oid[]) AS oid
+        "WITH RECURSIVE own AS (
+             SELECT $1::oid AS oid
+             UNION SELECT i.inhrelid FROM own o JOIN pg_catalog.pg_inherits i ON i.inhparent = o.oid),
+         reached AS (
+             SELECT oid FROM own
              UNION
              SELECT next.oid FROM reached r, LATERAL (
                  SELECT k.conrelid FROM pg_catalog.pg_constraint k
                  WHERE k.contype = 'f' AND k.confrelid = r.oid AND k.confdeltype IN ('c', 'n', 'd')
                  UNION ALL SELECT i.inhrelid FROM pg_catalog.pg_inherits i WHERE i.inhparent = r.oid
-                 UNION ALL SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = r.oid AND r.oid <> ALL($1)
+                 UNION ALL SELECT i.inhparent FROM pg_catalog.pg_inherits i
+                           WHERE i.inhrelid = r.oid AND r.oid NOT IN (SELECT oid FROM own)
              ) AS next (oid))
-         SELECT oid FROM reached WHERE oid <> ALL($1)",
+         SELECT oid FROM reached WHERE oid NOT IN (SELECT oid FROM own)",
     )
-    .bind(tables)
+    .bind(table)
     .fetch_all(connection)
     .await?)
 }

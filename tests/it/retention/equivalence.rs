@@ -30,7 +30,21 @@ struct Case {
     crowd: u32,
     /// Each third row is exempt, or all may go.
     predicate: bool,
+    /// The newest row of each user stays.
+    keep_latest: bool,
+    /// Which of [`HOLDS`] stand.
+    holds: Vec<usize>,
+    /// Rows that others reference: by which action of the key, if there is one; and whether they stay.
+    referenced: Option<&'static str>,
 }
+
+/// Holds: the table they are placed on, and their condition. One is null for most rows, one on a
+/// part.
+const HOLDS: [(&str, &str); 3] = [
+    ("events", "events.user_id = 1"),
+    ("events", "CASE WHEN id % 7 = 0 THEN true END -- a comment\n"),
+    ("events_1", "events_1.user_id > 1"),
+];
 
 fn cases() -> impl Strategy<Value = Case> {
     let layout = prop_oneof![
@@ -49,14 +63,29 @@ fn cases() -> impl Strategy<Value = Case> {
     let near = prop::collection::vec((-3_i64..4, state()), 0..12);
     let far = prop::collection::vec((0_i32..2000, state()), 0..400);
     let crowd = prop_oneof![Just(0_u32), Just(60), Just(4500)];
-    (layout, age, near, far, crowd, any::<bool>()).prop_map(|(layout, age, near, far, crowd, predicate)| Case {
-        layout,
-        age,
-        near,
-        far,
-        crowd,
-        predicate,
-    })
+    let keeps = (
+        any::<bool>(),
+        prop::sample::subsequence(vec![0, 1, 2], 0..=3),
+        prop_oneof![Just(None), Just(Some("NO ACTION")), Just(Some("CASCADE"))],
+    );
+    (layout, age, near, far, crowd, any::<bool>(), keeps).prop_map(
+        |(layout, age, near, far, crowd, predicate, (keep_latest, holds, referenced))| Case {
+            layout,
+            age,
+            near,
+            far,
+            crowd,
+            predicate,
+            keep_latest,
+            // Only one layout has the part.
+            holds: holds
+                .into_iter()
+                .filter(|hold| *hold < 2 || matches!(layout, Layout::Partitioned))
+                .collect(),
+            // Only a table with a unique key can be referenced.
+            referenced: referenced.filter(|_| matches!(layout, Layout::Indexed | Layout::Bare)),
+        },
+    )
 }
 
 /// The table of a case: dead rows, exempt rows and rows without a finite age are always among it.
@@ -64,27 +93,27 @@ fn setup(case: &Case) -> String {
     let (age, zone) = case.age;
     let tables = match case.layout {
         Layout::Indexed => format!(
-            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean); CREATE INDEX ON events (created_at DESC);"
+            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int); CREATE INDEX ON events (created_at DESC); CREATE INDEX ON events (user_id, created_at);"
         ),
         Layout::Bare => format!(
-            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean);
+            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int);
              CREATE INDEX ON events (created_at) WHERE processed; CREATE INDEX ON events (id, created_at);"
         ),
         Layout::Partitioned => format!(
-            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean) PARTITION BY LIST (processed);
+            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int) PARTITION BY LIST (processed);
              CREATE TABLE events_true PARTITION OF events FOR VALUES IN (true);
              CREATE TABLE events_other PARTITION OF events DEFAULT PARTITION BY HASH (id);
-             CREATE TABLE events_0 (processed boolean, id bigint NOT NULL DEFAULT 0, created_at {age});
+             CREATE TABLE events_0 (user_id int, processed boolean, id bigint NOT NULL DEFAULT 0, created_at {age});
              ALTER TABLE events_other ATTACH PARTITION events_0 FOR VALUES WITH (MODULUS 2, REMAINDER 0);
              CREATE TABLE events_1 PARTITION OF events_other FOR VALUES WITH (MODULUS 2, REMAINDER 1);
              CREATE INDEX ON events_true (created_at); CREATE INDEX ON events_1 (created_at);"
         ),
         Layout::Inherited => format!(
-            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean);
+            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int);
              CREATE TABLE \"Heir.1\" (extra text) INHERITS (events);
              CREATE INDEX ON \"Heir.1\" (created_at);
              CREATE RULE to_heir AS ON INSERT TO events WHERE id % 2 = 0 DO INSTEAD
-                 INSERT INTO \"Heir.1\" (id, created_at, processed) VALUES (NEW.id, NEW.created_at, NEW.processed);"
+                 INSERT INTO \"Heir.1\" (id, created_at, processed, user_id) VALUES (NEW.id, NEW.created_at, NEW.processed, NEW.user_id);"
         ),
     };
     let far: Vec<String> = case
@@ -102,13 +131,65 @@ fn setup(case: &Case) -> String {
     } else {
         far.join(", ")
     };
+    let references = case.referenced.map_or(String::new(), |action| {
+        format!(
+            "ALTER TABLE events ADD UNIQUE (id); CREATE TABLE child (event_id bigint REFERENCES events (id) ON DELETE {action});
+             CREATE INDEX ON child (event_id); INSERT INTO child SELECT id FROM events WHERE id % 5 = 0;"
+        )
+    });
     format!(
-        "DROP TABLE IF EXISTS events, reference CASCADE; DELETE FROM pgreeve.run_batch; {tables}
-         INSERT INTO events (created_at, processed)
-             SELECT (now() - hours * interval '1 hour') AT TIME ZONE '{zone}', state FROM (VALUES {far}) AS v (hours, state);
-         INSERT INTO events (created_at, processed) SELECT '2001-02-03', n % 3 <> 0 FROM generate_series(1, {crowd}) n;
-         INSERT INTO events (created_at, processed) VALUES ('-infinity', true), ('infinity', true), (NULL, true);",
-        crowd = case.crowd
+        "DROP TABLE IF EXISTS events, child, reference, kept CASCADE; DELETE FROM pgreeve.run_batch; DELETE FROM pgreeve.hold; {tables}
+         INSERT INTO events (created_at, processed, user_id)
+             SELECT (now() - hours * interval '1 hour') AT TIME ZONE '{zone}', state, nullif(hours % 5, 4)
+             FROM (VALUES {far}) AS v (hours, state);
+         INSERT INTO events (created_at, processed, user_id) SELECT '2001-02-03', n % 3 <> 0, n % 3 FROM generate_series(1, {crowd}) n;
+         INSERT INTO events (created_at, processed) VALUES ('-infinity', true), ('infinity', true), (NULL, true);
+         {references} {holds}",
+        crowd = case.crowd,
+        holds = case.holds.iter().map(|hold| place(HOLDS[*hold])).collect::<String>(),
+    )
+}
+
+fn place((table, condition): (&str, &str)) -> String {
+    format!(
+        "INSERT INTO pgreeve.hold (hold_id, table_oid, table_name, predicate, reason, placed_by)
+         VALUES (gen_random_uuid(), '{table}'::regclass, 'public.{table}', '{condition}', 'a test', 'a test');"
+    )
+}
+
+/// Why each row would stay, by one naive query; each old row is in one class at most.
+fn reference(case: &Case, constant: &str) -> String {
+    let or_false = |texts: Vec<String>| {
+        if texts.is_empty() {
+            "false".to_owned()
+        } else {
+            texts.join(" OR ")
+        }
+    };
+    let held = case.holds.iter().map(|hold| match hold {
+        0 => "user_id = 1".to_owned(),
+        1 => "id % 7 = 0".to_owned(),
+        _ => "tableoid = 'events_1'::regclass AND user_id > 1".to_owned(),
+    });
+    format!(
+        "CREATE TABLE reference AS
+         SELECT id, created_at, processed, coalesce(created_at < {constant}, false) AS old,
+                {met} AND NOT newest AS met, coalesce({held}, false) AS held, {referenced} AS referenced
+         FROM (SELECT *, tableoid, {keep_latest} AND row_number() OVER (
+                   PARTITION BY user_id ORDER BY created_at DESC NULLS LAST, tableoid DESC, ctid DESC) = 1 AS newest
+               FROM events) AS events",
+        met = if case.predicate {
+            "coalesce(processed, false)"
+        } else {
+            "true"
+        },
+        keep_latest = case.keep_latest,
+        held = or_false(held.collect()),
+        referenced = if case.referenced.is_some() {
+            "EXISTS (SELECT FROM child WHERE event_id = events.id)"
+        } else {
+            "false"
+        },
     )
 }
 
@@ -118,6 +199,12 @@ async fn check(database: &Database, case: &Case) {
     let job = RetentionJob::new(pgreeve::jobs::retention::RetentionSettings {
         predicate: case.predicate.then(|| "events.processed -- a comment".to_owned()),
         timezone: (age != "timestamptz").then(|| zone.parse().unwrap()),
+        keep_latest_per: if case.keep_latest {
+            vec!["user_id".to_owned()]
+        } else {
+            Vec::new()
+        },
+        skip_if_referenced: case.referenced.is_some(),
         ..events()
     });
     let mut context = context(database, &job, &Setup::default()).await;
@@ -138,25 +225,28 @@ async fn check(database: &Database, case: &Case) {
         "timestamp" => format!("timestamptz '{cutoff}' AT TIME ZONE '{zone}'"),
         _ => format!("(timestamptz '{cutoff}' AT TIME ZONE '{zone}')::date"),
     };
-    let condition = if case.predicate { "AND processed" } else { "" };
     database
         .execute(&format!(
-            "CREATE TABLE reference AS SELECT id, created_at, processed FROM events;
-             DELETE FROM reference WHERE created_at < {constant} {condition};"
+            "{}; CREATE TABLE kept AS SELECT id FROM reference WHERE NOT (old AND met AND NOT held AND NOT referenced)",
+            reference(case, &constant)
         ))
         .await;
     let before = count(database, "events").await;
-    let left = count(database, "reference").await;
-    let exempt = count(database, &format!("reference WHERE created_at < {constant}")).await;
+    let left = count(database, "kept").await;
+    let exempt = count(database, "reference WHERE old AND NOT met").await;
+    let held = count(database, "reference WHERE old AND met AND held").await;
+    let referenced = count(database, "reference WHERE old AND met AND NOT held AND referenced").await;
     let report = plan.execute(&mut context).await.unwrap();
-    let same = "((SELECT id FROM events EXCEPT ALL SELECT id FROM reference)
-                 UNION ALL (SELECT id FROM reference EXCEPT ALL SELECT id FROM events)) AS difference";
+    let same = "((SELECT id FROM events EXCEPT ALL SELECT id FROM kept)
+                 UNION ALL (SELECT id FROM kept EXCEPT ALL SELECT id FROM events)) AS difference";
     assert_eq!(count(database, same).await, 0);
     assert_eq!(count(database, "events").await, left);
     assert_eq!(report.outcome, Outcome::Succeeded, "{report:?}");
     assert_eq!(report.body["rows"].as_u64().unwrap(), before - left);
     assert_eq!(report.body["remaining"].as_u64().unwrap(), 0);
     assert_eq!(report.body["exempt"].as_u64().unwrap(), exempt);
+    assert_eq!(report.body["held"].as_u64().unwrap(), held);
+    assert_eq!(report.body["exempt_referenced"].as_u64().unwrap(), referenced);
     assert_eq!(ledger_rows(database).await, before - left);
     context.session.close().await;
 }

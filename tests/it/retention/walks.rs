@@ -46,6 +46,8 @@ async fn a_report_holds_exactly_the_published_keys() {
             "cutoff",
             "driver",
             "exempt",
+            "exempt_referenced",
+            "held",
             "hidden_not_erased",
             "locked",
             "longest_batch_ms",
