@@ -1,4 +1,4 @@
-//! What the plan counts: how many rows are due, what hangs on them, and whether that is plausible.
+//! What the plan counts: how many rows are due, what part of the table that is, what hangs on them.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,6 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::preflight::{Target, reading, refuse};
-use super::rule::Brakes;
 use super::statement::Statements;
 use crate::job::JobError;
 use crate::postgres::catalog::effects::IncomingKey;
@@ -90,29 +89,33 @@ pub(super) async fn due(
     }
 }
 
-/// Refuses a run that would touch more than the policy finds plausible.
-pub(super) async fn brake(
+/// Says so when the rows that are due are more than a part of the table.
+pub(super) async fn fraction(
     connection: &mut PgConnection,
     target: &Target,
     statements: &Statements,
-    brakes: &Brakes,
-    due: &Estimate,
+    rows: u64,
+    most: f64,
     deadline: Instant,
-) -> Result<(), JobError> {
+) -> Result<Option<String>, JobError> {
     let table = target.relation.display();
-    let rows = due.rows;
-    if let Some(most) = brakes.max_rows
-        && rows > most
-    {
-        return Err(refuse(
-            &table,
-            format!("{rows} rows are due, more than `max_rows` = {most}"),
-            "look at what `pgreeve plan` shows; raise `max_rows` if it is right",
-        ));
+    #[expect(clippy::cast_precision_loss, reason = "a fraction of a table needs no exact count")]
+    let part_of = |all: u64| rows as f64 / all.max(rows) as f64;
+    // Statistics are good enough to see that a run is far from the limit.
+    let statistics: f64 = target.leaves.iter().map(|leaf| f64::from(leaf.relation.rows)).sum();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not negative, and rough"
+    )]
+    let known = target
+        .leaves
+        .iter()
+        .all(|leaf| leaf.relation.rows >= 0.0)
+        .then_some(statistics as u64);
+    if known.is_some_and(|all| part_of(all) < most / 2.0) {
+        return Ok(None);
     }
-    let Some(most) = brakes.max_fraction.filter(|_| rows > 0) else {
-        return Ok(());
-    };
     let counted: Result<Vec<(i64,)>, DatabaseError> =
         limited(connection, statements.count_all(), time_for(deadline)).await;
     let all = match counted {
@@ -120,16 +123,26 @@ pub(super) async fn brake(
         Err(error) if error.is("57014") => planned_rows(connection, &table, &statements.count_all()).await?,
         Err(error) => return Err(reading(&table)(error)),
     };
-    #[expect(clippy::cast_precision_loss, reason = "a fraction of a table needs no exact count")]
-    let fraction = rows as f64 / all.max(rows) as f64;
-    if fraction > most {
-        return Err(refuse(
-            &table,
-            format!("{rows} of {all} rows are due, {fraction:.3} of the table and more than `max_fraction` = {most}"),
-            "look at what `pgreeve plan` shows; raise `max_fraction` if it is right",
-        ));
+    let part = part_of(all);
+    Ok((part > most)
+        .then(|| format!("{rows} of {all} rows are due, {part:.3} of the table and more than `max_fraction` = {most}")))
+}
+
+/// Whether the table has a row of the time since an instant; no when that cannot be found in time.
+pub(super) async fn written_since(
+    connection: &mut PgConnection,
+    table: &str,
+    statements: &Statements,
+    since: jiff::Timestamp,
+    deadline: Instant,
+) -> Result<bool, JobError> {
+    let sql = statements.written_since(&since.to_string());
+    let found: Result<Vec<(bool,)>, DatabaseError> = limited(connection, sql, time_for(deadline)).await;
+    match found {
+        Ok(found) => Ok(found.first().is_some_and(|(written,)| *written)),
+        Err(error) if error.is("57014") => Ok(false),
+        Err(error) => Err(reading(table)(error)),
     }
-    Ok(())
 }
 
 /// The foreign keys that point at the table, with how many rows hang on those that are due (bounded;

@@ -9,6 +9,7 @@
 //! and the verification use the same text.
 
 mod blocks;
+mod brake;
 mod condition;
 mod cutoff;
 mod driver;

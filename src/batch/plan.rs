@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
+use super::brake::{self, Tripped};
 use super::condition::Group;
 use super::cutoff::{self, Cutoff, rfc3339};
 use super::estimate::{self, Estimate};
@@ -21,6 +22,7 @@ use crate::ledger::leader::FenceError;
 use crate::ledger::purges;
 use crate::postgres::catalog::leaves::Leaf;
 use crate::postgres::sqlstate::DatabaseError;
+use crate::values::JobName;
 
 /// How often the table is walked: rows that came loose, or became due, meanwhile get a second chance.
 const PASSES: u32 = 2;
@@ -38,14 +40,19 @@ pub async fn plan(rule: Rule, context: &mut JobContext) -> Result<Box<dyn Plan>,
         .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await
         .map_err(|error| JobError::database(operation(), &error.into()))?;
-    let result = draw_up(&mut reading, &rule, deadline).await;
+    let result = draw_up(&mut reading, &rule, &context.job, deadline).await;
     if let Err(error) = reading.rollback().await {
         tracing::debug!(error = %DatabaseError::from(error), "the plan's transaction did not end in good order");
     }
     Ok(Box::new(result?))
 }
 
-async fn draw_up(connection: &mut PgConnection, rule: &Rule, deadline: Instant) -> Result<RowPlan, JobError> {
+async fn draw_up(
+    connection: &mut PgConnection,
+    rule: &Rule,
+    job: &JobName,
+    deadline: Instant,
+) -> Result<RowPlan, JobError> {
     let mut target = preflight::check(connection, rule).await?;
     let table = target.relation.display();
     let cutoff = cutoff::fix(connection, &rule.period, &rule.zone(), target.age_type).await?;
@@ -57,7 +64,7 @@ async fn draw_up(connection: &mut PgConnection, rule: &Rule, deadline: Instant) 
     held.probe(connection, &statements).await?;
     statements.hold(&held.holds().standing);
     let due = estimate::due(connection, &table, &statements, deadline).await?;
-    estimate::brake(connection, &target, &statements, &rule.brakes, &due, deadline).await?;
+    let tripped = brake::tripped(connection, job, &target, &statements, &rule.brakes, &due, deadline).await?;
     let foreign_keys = estimate::fan_out(connection, &target.keys, &statements).await;
     let (driver, why) = driver::explain(&target, &rule.age_column);
     Ok(RowPlan {
@@ -68,6 +75,7 @@ async fn draw_up(connection: &mut PgConnection, rule: &Rule, deadline: Instant) 
         cutoff,
         statements,
         held,
+        tripped,
         due,
         foreign_keys,
         driver,
@@ -114,6 +122,7 @@ struct RowPlan {
     cutoff: Cutoff,
     statements: Statements,
     held: Held,
+    tripped: Vec<Tripped>,
     due: Estimate,
     foreign_keys: Vec<Value>,
     driver: String,
@@ -132,6 +141,7 @@ impl Plan for RowPlan {
             "why": self.why,
             "where": self.statements.shown(),
             "holds": self.held.ids(),
+            "brakes": self.tripped.iter().map(Tripped::shown).collect::<Vec<_>>(),
             "triggers": self.target.triggers,
             "foreign_keys": self.foreign_keys,
             "warnings": self.target.warnings,
@@ -149,9 +159,12 @@ impl Plan for RowPlan {
 impl RowPlan {
     async fn run(&mut self, context: &mut JobContext) -> Result<JobReport, JobError> {
         let mut tally = Tally::default();
+        let passing = brake::check(context, &self.target.relation.display(), &self.tripped, self.due.rows).await?;
         // What an earlier attempt did counts against the brake too.
         let before = committed(context, &tally).await;
-        let allowed = self.most_rows.map(|most| most.saturating_sub(before));
+        let allowed = self
+            .most_rows
+            .map(|most| most.max(passing.unwrap_or(0)).saturating_sub(before));
         let mut remains = None;
         let mut halt = None;
         for pass in 1.. {

@@ -192,6 +192,20 @@ impl Statements {
         format!("SELECT count(*) FROM {}", self.root)
     }
 
+    /// Whether there is a row of the time from an instant until now, whatever else it is.
+    pub(super) fn written_since(&self, instant: &str) -> String {
+        let Self { root, age, .. } = self;
+        let at = self.instant(age);
+        let (low, high) = (
+            self.value_at(&format!("{}::timestamptz", literal(instant))),
+            self.value_at("now()"),
+        );
+        format!(
+            "SELECT EXISTS (SELECT 1 FROM {root} WHERE {age} >= {low} AND {age} <= {high} AND {at} >= {}::timestamptz)",
+            literal(instant)
+        )
+    }
+
     /// How many rows of another table point at rows that are due, up to a limit.
     pub(super) fn count_referencing(&self, table: &str, columns: &[(String, String)]) -> String {
         let Self {
@@ -359,6 +373,15 @@ impl Statements {
         after.map_or_else(String::new, |value| {
             format!("{} > {} AND ", self.age, self.age_type.literal(value))
         })
+    }
+
+    /// An instant as a value of the age column's type.
+    fn value_at(&self, instant: &str) -> String {
+        match self.age_type {
+            AgeType::Timestamptz => instant.to_owned(),
+            AgeType::Timestamp => format!("({instant} AT TIME ZONE {})", self.zone),
+            AgeType::Date => format!("({instant} AT TIME ZONE {})::date", self.zone),
+        }
     }
 
     /// A value of the age column as an instant.

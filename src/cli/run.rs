@@ -109,16 +109,13 @@ pub(super) async fn approve(config: &Config, hash: &str, json: bool) -> Result<E
         let mut session = Session::open(&site.target, &SessionSettings::control("pgreeve:approve"))
             .await
             .map_err(failed)?;
-        policies::propose(session.connection(), &runnable.policy, &runnable.name, &plan)
-            .await
-            .map_err(failed)?;
         let entry = Entry::new(RecordKind::PolicyApproved, json!({ "plan": plan }))
             .job(runnable.name.clone())
             .database(site.system_identifier.clone())
             .policy(runnable.policy.clone())
             .actor(actor());
         audit.append(entry).await.map_err(|error| audit_failure(&error))?;
-        policies::approve(session.connection(), &runnable.policy, &actor())
+        policies::approve(session.connection(), &runnable.policy, &runnable.name, &plan, &actor())
             .await
             .map_err(failed)?;
         session.close().await;

@@ -144,15 +144,15 @@ approval = "none"   # a demonstration; leave it at "required" where the rows are
 
 [jobs.purge-events]
 schedule  = "{purge}"
-retention = {{ table = "events", age_column = "created_at", keep = "90d", where = "processed" }}
+retention = {{ table = "events", age_column = "created_at", keep = "90d", where = "processed", max_fraction = 1 }}
 
 [jobs.purge-exports]
 schedule  = "{purge}"
-retention = {{ table = "data_exports", age_column = "created_at", keep = "30d", where = "status = 'completed'" }}
+retention = {{ table = "data_exports", age_column = "created_at", keep = "30d", where = "status = 'completed'", max_fraction = 1 }}
 
 [jobs.purge-consents]
 schedule  = "{purge}"
-retention = {{ table = "consent_records", age_column = "revoked_at", keep = "7y" }}
+retention = {{ table = "consent_records", age_column = "revoked_at", keep = "7y", max_fraction = 1 }}
 
 [jobs.abandon-sessions]
 schedule   = "{purge}"

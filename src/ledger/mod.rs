@@ -15,3 +15,4 @@ pub mod purges;
 pub mod reconcile;
 pub mod runs;
 pub mod slots;
+pub mod trend;

@@ -322,8 +322,8 @@ fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
             "`jobs.j.backup.encrypt` is not available",
         ),
         (
-            "retention = { table = \"t\", age_column = \"a\", keep = \"1d\", keep_latest_per = \"u\" }",
-            "`jobs.j.retention.keep_latest_per` is not available",
+            "retention = { table = \"t\", age_column = \"a\", keep = \"1d\", objects = \"u\" }",
+            "`jobs.j.retention.objects` is not available",
         ),
     ] {
         assert_one(job, "", part);

@@ -44,7 +44,7 @@ const PURGE: &str = r#"
 schedule  = "0 0 1 1 *"
 approval  = "none"
 catch_up_window = "800d"
-retention = { table = "events", age_column = "created_at", keep = "90d", where = "processed" }
+retention = { table = "events", age_column = "created_at", keep = "90d", where = "processed", max_fraction = 1 }
 "#;
 
 /// The store `offsite`: the server, or what stands before it at an endpoint.

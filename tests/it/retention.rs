@@ -1,5 +1,6 @@
 //! Retention on real tables.
 
+mod brakes;
 pub mod contention;
 mod equivalence;
 mod holds;

@@ -37,7 +37,11 @@ async fn two_daemons_that_start_together_migrate_once() {
     for result in futures::future::join_all(starts).await {
         result.unwrap();
     }
-    assert_eq!(database.value::<i64>("SELECT count(*) FROM pgreeve.migration").await, 1);
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations"))
+        .unwrap()
+        .count();
+    let applied: i64 = database.value("SELECT count(*) FROM pgreeve.migration").await;
+    assert_eq!(usize::try_from(applied).unwrap(), files);
     assert_eq!(database.value::<i64>("SELECT count(*) FROM pgreeve.leader").await, 1);
 }
 
@@ -244,9 +248,15 @@ async fn a_destructive_policy_waits_for_its_approval() {
     let record = bench.run(job.clone()).await;
     assert_eq!(record.outcome.as_deref(), Some("gated"));
     assert!(record.reason.unwrap().contains("pgreeve approve sha256:test"));
-    pgreeve::ledger::policies::approve(&mut bench.database.connect().await, "sha256:test", "a test")
-        .await
-        .unwrap();
+    pgreeve::ledger::policies::approve(
+        &mut bench.database.connect().await,
+        "sha256:test",
+        &job.name,
+        &json!({}),
+        "a test",
+    )
+    .await
+    .unwrap();
     assert_eq!(bench.run(job).await.outcome.as_deref(), Some("succeeded"));
 }
 

@@ -181,35 +181,6 @@ async fn a_condition_that_the_server_refuses_is_shown_with_its_code() {
 }
 
 #[tokio::test]
-async fn a_run_that_would_delete_too_much_is_refused() {
-    let rows = |most| RetentionSettings {
-        max_rows: Some(most),
-        ..events()
-    };
-    refused(
-        TABLE,
-        rows(9),
-        "10 rows are due, more than `max_rows` = 9",
-        "raise `max_rows`",
-    )
-    .await;
-    let fraction = |most| RetentionSettings {
-        max_fraction: Some(most),
-        ..events()
-    };
-    let half = format!("{TABLE} INSERT INTO events SELECT -n, now() FROM generate_series(1, 10) n;");
-    refused(&half, fraction(0.49), "10 of 20 rows are due", "raise `max_fraction`").await;
-    for settings in [rows(10), fraction(0.5)] {
-        let database = Database::create().await;
-        database.execute(&half).await;
-        assert_eq!(
-            run_once(&database, &RetentionJob::new(settings)).await.unwrap().outcome,
-            Outcome::Succeeded
-        );
-    }
-}
-
-#[tokio::test]
 async fn what_postgresql_would_refuse_or_rewrite_is_refused_first() {
     refused(
         "CREATE TABLE events (created_at timestamptz); CREATE PUBLICATION p FOR TABLE events",
