@@ -35,6 +35,7 @@ record_kinds! {
     RunStart = "run.start": "A run is about to act; the body is its intent.",
     RunEnd = "run.end": "A run ended; the body has its `outcome`.",
     RunInterrupted = "run.interrupted": "A run has no end because its process died.",
+    RunCancel = "run.cancel": "An operator asked for the end of a run.",
     Missed = "missed": "A slot was due while nobody could run it.",
     Skipped = "skipped": "A slot was due and was deliberately not run.",
     JobPaused = "job.paused": "An operator paused a job.",

@@ -5,11 +5,13 @@
 pub mod attempts;
 pub mod backups;
 pub mod batches;
+pub mod cancels;
 pub mod forgotten;
 pub mod holds;
 pub mod leader;
 pub mod locks;
 pub mod migrate;
+pub mod pauses;
 pub mod policies;
 pub mod purges;
 pub mod reconcile;

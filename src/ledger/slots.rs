@@ -62,3 +62,12 @@ pub async fn save(transaction: &mut PgConnection, job: &JobName, evaluated: &Eva
     .await?;
     Ok(())
 }
+
+/// Forgets a job that is not in the configuration any more.
+pub async fn forget(connection: &mut PgConnection, job: &JobName) -> Result<(), DatabaseError> {
+    sqlx::query("DELETE FROM pgreeve.schedule WHERE job = $1")
+        .bind(job.as_str())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
