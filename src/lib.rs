@@ -9,6 +9,7 @@
 //! | [`cli`] | the verbs: text, JSON, exit codes |
 //! | [`daemon`] | the start sequence; the only place that sees every part |
 //! | [`config`] | the configuration: types, then sense, all mistakes at once |
+//! | [`control`] | the Unix socket: reload, pause, cancel, run |
 //! | [`jobs`] | the kinds, one thin file each |
 //! | [`schedule`] | cron, slots, one dispatcher per database |
 //! | [`http`] | metrics, health, status page |
@@ -37,6 +38,7 @@ pub mod backup;
 pub mod batch;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 #[cfg(feature = "demo")]
 pub mod demo;
