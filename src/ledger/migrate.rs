@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 
+use super::leader;
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
 
@@ -14,7 +15,7 @@ static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 /// together one waits for the other and then finds nothing to do.
 ///
 /// # Errors
-/// When the role may not create the schema, when a migration was changed after it was applied, or
+/// When a pooler in transaction mode is in the way, when the role may not create the schema, when a migration was changed after it was applied, or
 /// when the database was migrated by a newer pgreeve.
 pub async fn apply(target: &ConnectTarget) -> Result<(), DatabaseError> {
     let settings = SessionSettings {
@@ -24,6 +25,7 @@ pub async fn apply(target: &ConnectTarget) -> Result<(), DatabaseError> {
         ..SessionSettings::control("pgreeve:migrate")
     };
     let mut session = Session::open(target, &settings).await?;
+    leader::refuse_a_pooler(target, &mut session).await?;
     let mut migrator = Migrator {
         ..Migrator::with_migrations(MIGRATIONS.iter().cloned().collect())
     };

@@ -72,6 +72,13 @@ impl DatabaseError {
             "53300" => "raise max_connections or close idle sessions",
             "53100" => "free disk space on the database host",
             "55P03" => "another session holds the lock; the next attempt may get it",
+            // What a pooler in transaction mode makes of prepared statements and of our first message.
+            "42P05" | "26000" => {
+                "a pooler in transaction mode is in the way: let `url` name the server itself, or a pool in session mode"
+            }
+            "08P01" if self.message.contains("startup parameter") => {
+                "a pooler is in the way: let `url` name the server itself, or a pool in session mode that ignores this parameter"
+            }
             "25006" => "the server is read only, a standby perhaps; run against the primary",
             _ => return None,
         };
