@@ -47,6 +47,9 @@ pub enum DaemonError {
     /// Metrics cannot be collected.
     #[error("collect metrics: {0}")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// A dispatcher ended by a defect; the jobs of its database would not run any more.
+    #[error("a database's dispatcher panicked; the log names the line")]
+    Dispatcher,
     /// The heartbeat cannot start.
     #[error("start the heartbeat: {0}")]
     Heartbeat(String),
@@ -55,7 +58,8 @@ pub enum DaemonError {
 /// Runs until it is asked to stop.
 ///
 /// # Errors
-/// When it cannot start; nothing has run then.
+/// When it cannot start; nothing has run then. Also when a dispatcher broke: what ran has ended in
+/// good order, and the service manager starts the daemon anew.
 pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let audit = AuditLog::open(&config.daemon.state_dir.join("audit"), &config.daemon.instance)?;
     let actor = format!("daemon:{}", config.daemon.instance);
@@ -120,8 +124,14 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     .map_err(|error| DaemonError::Heartbeat(error.to_string()))?;
 
     let first_answers = states.clone();
+    let soft = stops.soft.clone();
     tokio::spawn(async move {
-        let _ = tokio::time::timeout(FIRST_ANSWERS, wait_for_answers(first_answers)).await;
+        tokio::select! {
+            biased;
+            // READY after STOPPING would say the opposite of the truth.
+            () = soft.cancelled() => return,
+            _ = tokio::time::timeout(FIRST_ANSWERS, wait_for_answers(first_answers)) => {}
+        }
         lifecycle::notify(&[NotifyState::Ready]);
         tracing::info!("ready");
     });
@@ -129,7 +139,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     tokio::spawn(keep_watchdog_quiet(liveness));
     let sealing = tokio::spawn(seal_hourly(audit.clone()));
 
-    while dispatchers.join_next().await.is_some() {}
+    let whole = wait_for_all(&mut dispatchers, &stops).await;
     heartbeat.stop().await;
     sealing.abort();
     audit
@@ -137,7 +147,26 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
         .await?;
     audit.append_checkpoint().await?;
     tracing::info!("stopped");
-    Ok(())
+    whole
+}
+
+/// Waits until every dispatcher has ended. When one breaks, the others drain as at a shutdown: a
+/// daemon that goes on without it would look healthy and leave its database's jobs undone.
+async fn wait_for_all(dispatchers: &mut JoinSet<()>, stops: &Stops) -> Result<(), DaemonError> {
+    let mut whole = Ok(());
+    while let Some(ended) = dispatchers.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(error = %error, "a dispatcher broke; stopping, so that the service manager starts the daemon anew");
+            whole = Err(DaemonError::Dispatcher);
+            stops.soft.cancel();
+            let hard = stops.hard.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(lifecycle::DRAIN_LIMIT).await;
+                hard.cancel();
+            });
+        }
+    }
+    whole
 }
 
 /// A job of the configuration, ready to run.
@@ -285,5 +314,24 @@ async fn seal_hourly(audit: AuditLog) {
         if let Err(error) = audit.append_checkpoint().await {
             tracing::error!(error = %error, "the audit log could not be sealed");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dispatcher_that_breaks_stops_the_others_and_the_daemon_with_an_error() {
+        let stops = Stops::default();
+        let mut dispatchers = JoinSet::new();
+        let soft = stops.soft.clone();
+        dispatchers.spawn(async move { soft.cancelled().await });
+        dispatchers.spawn(async { panic!("a test's panic") });
+        let ended = wait_for_all(&mut dispatchers, &stops).await;
+        assert!(matches!(ended, Err(DaemonError::Dispatcher)), "{ended:?}");
+        let mut dispatchers = JoinSet::new();
+        dispatchers.spawn(async {});
+        assert!(wait_for_all(&mut dispatchers, &stops).await.is_ok());
     }
 }

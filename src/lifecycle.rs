@@ -7,7 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::runner::Stops;
 
-/// How long runs may go on after the first signal. The unit's `TimeoutStopSec` is longer.
+/// How long runs may go on after the first signal. Those that are ended then may take another 40 s,
+/// and their records some more; the unit's `TimeoutStopSec` is longer than all of it.
 pub const DRAIN_LIMIT: Duration = Duration::from_mins(1);
 
 /// Waits for SIGTERM or SIGINT, then asks all runs to end at their next safe point; at the second

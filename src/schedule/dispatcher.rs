@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 
 use super::clock::{Clock, Jump};
 use super::forgetting::Forgetting;
@@ -24,12 +24,18 @@ use crate::ledger::leader::{Campaign, Leader, Term};
 use crate::ledger::migrate;
 use crate::ledger::runs::RunRecord;
 use crate::postgres::connect::ConnectTarget;
+use crate::postgres::sqlstate::DatabaseError;
 use crate::runner::{RunRequest, Runner, Site, Stops};
 use crate::telemetry;
 use crate::values::{JobName, Name, RunId};
 
 /// The longest one evaluation may take; a database that answers slower is treated as lost.
 const TICK_LIMIT: Duration = Duration::from_secs(20);
+/// The longest that taking the lead may take: migrating, reading the audit log and closing what is
+/// open takes as long as there is much of it, and begins anew when it is cut short.
+const LEAD_LIMIT: Duration = Duration::from_mins(10);
+/// The longest that asking for the lead may take.
+const CAMPAIGN_LIMIT: Duration = Duration::from_mins(1);
 /// How long to wait before a lost or unreachable database is tried again.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// How long a follower waits before it tries to lead.
@@ -89,6 +95,8 @@ pub struct Dispatcher {
     confirmed: Instant,
     saved: Instant,
     pub(super) active: HashMap<JobName, Active>,
+    /// Which task runs which job.
+    tasks: HashMap<task::Id, JobName>,
     pub(super) queued: HashMap<JobName, VecDeque<Admission>>,
     pub(super) held: HashMap<JobName, HeldSince>,
     pub(super) max_runs: usize,
@@ -133,6 +141,7 @@ impl Dispatcher {
             confirmed: now,
             saved: now,
             active: HashMap::new(),
+            tasks: HashMap::new(),
             queued: HashMap::new(),
             held: HashMap::new(),
             max_runs: usize::MAX,
@@ -175,11 +184,11 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 () = soft.cancelled() => break,
-                Some(done) = self.runs.join_next(), if !self.runs.is_empty() => self.note_end(done),
+                Some(done) = self.runs.join_next_with_id(), if !self.runs.is_empty() => self.note_end(done),
                 Some(()) = pokes.recv() => self.tick().await,
             }
         }
-        while let Some(done) = self.runs.join_next().await {
+        while let Some(done) = self.runs.join_next_with_id().await {
             self.beat();
             self.note_end(done);
         }
@@ -195,6 +204,18 @@ impl Dispatcher {
         );
     }
 
+    /// Shows that the loop is alive while a step takes long. Never ends.
+    fn beating(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (alive, born) = (Arc::clone(&self.alive), self.born);
+        async move {
+            loop {
+                tokio::time::sleep(CONFIRM_EVERY).await;
+                let now = u64::try_from(born.elapsed().as_millis()).unwrap_or(u64::MAX);
+                alive.store(now, Ordering::Relaxed);
+            }
+        }
+    }
+
     async fn tick(&mut self) {
         self.step().await;
         let epoch = self.lead.as_ref().map(|lead| lead.term.fence.epoch);
@@ -203,7 +224,13 @@ impl Dispatcher {
 
     async fn step(&mut self) {
         if self.lead.is_none() && Instant::now() >= self.try_again {
-            match tokio::time::timeout(TICK_LIMIT, self.take_the_lead()).await {
+            let (beating, soft) = (self.beating(), self.stops.soft.clone());
+            let taken = tokio::select! {
+                taken = tokio::time::timeout(LEAD_LIMIT, self.take_the_lead()) => taken,
+                () = beating => return,
+                () = soft.cancelled() => return,
+            };
+            match taken {
                 Ok(Ok(standing)) => self.stand(standing),
                 Ok(Err(error)) => self.lose(&error.to_string()),
                 Err(_) => self.lose("the database did not answer in time"),
@@ -221,14 +248,15 @@ impl Dispatcher {
     /// Campaigns, and when the campaign is won mends what an earlier process left open.
     async fn take_the_lead(&mut self) -> Result<Standing, recovery::RecoveryError> {
         if !self.migrated {
-            if recovery::is_standby(&self.target).await? {
+            if in_time(recovery::is_standby(&self.target)).await? {
                 self.try_again = Instant::now() + FOLLOW_PAUSE;
                 return Ok(Standing::Standby);
             }
             migrate::apply(&self.target).await?;
             self.migrated = true;
         }
-        let mut lead = match Leader::campaign(&self.target, &self.instance, self.last_term.as_ref()).await? {
+        let campaign = Leader::campaign(&self.target, &self.instance, self.last_term.as_ref());
+        let mut lead = match in_time(campaign).await? {
             Campaign::Won(lead) => lead,
             Campaign::Held { instance, .. } => {
                 self.try_again = Instant::now() + FOLLOW_PAUSE;
@@ -243,6 +271,8 @@ impl Dispatcher {
             recovery::recover(&mut lead, &self.audit, self.database.as_str()).await?;
             marks::first_seen(lead.connection(), &mut self.jobs, &self.audit, Timestamp::now()).await?;
             self.clean_up(&lead.term);
+            // What the old term admitted and did not begin has just been closed.
+            self.queued.clear();
         }
         self.last_term = Some(lead.term.clone());
         self.confirmed = Instant::now();
@@ -350,22 +380,27 @@ impl Dispatcher {
 
     pub(super) fn spawn(&mut self, request: RunRequest) {
         let runner = self.runner.clone();
-        self.runs.spawn(async move { runner.execute(request).await });
+        let name = request.job.name.clone();
+        let task = self.runs.spawn(async move { runner.execute(request).await });
+        self.tasks.insert(task.id(), name);
         self.publish_running();
     }
 
-    fn note_end(&mut self, done: Result<RunRecord, tokio::task::JoinError>) {
+    fn note_end(&mut self, done: Result<(task::Id, RunRecord), task::JoinError>) {
         match done {
-            Ok(record) => {
+            Ok((task, record)) => {
+                self.tasks.remove(&task);
                 self.active.retain(|_, active| active.run != record.run_id);
                 if let Some(term) = self.last_term.clone() {
                     self.start_ready(&term);
                 }
             }
             Err(error) => {
-                // The runner itself panicked; which run it was is told by what is no longer alive.
-                tracing::error!(error = %error, "the runner ended without a record; the ledger is mended at the next start");
-                self.active.clear();
+                // Its row is closed like that of any run nobody works on any more.
+                tracing::error!(error = %error, "the runner ended without a record; its run is closed in a few minutes");
+                if let Some(job) = self.tasks.remove(&error.id()) {
+                    self.active.remove(&job);
+                }
             }
         }
         self.publish_running();
@@ -404,9 +439,18 @@ impl Dispatcher {
 
     fn lose(&mut self, error: &str) {
         self.lead = None;
+        // It may be another database when it comes back: restored, or made anew.
+        self.migrated = false;
         self.try_again = Instant::now() + RECONNECT_PAUSE;
         self.stand(Standing::Unreachable(error.to_owned()));
     }
+}
+
+/// Waits for an answer on the way to the lead, but not for ever.
+async fn in_time<T>(step: impl Future<Output = Result<T, DatabaseError>>) -> Result<T, DatabaseError> {
+    tokio::time::timeout(CAMPAIGN_LIMIT, step)
+        .await
+        .unwrap_or_else(|_| Err(DatabaseError::local("the database did not answer in time")))
 }
 
 impl From<&Standing> for String {
