@@ -17,6 +17,16 @@ use crate::values::{Secret, ValueError};
 /// How long to wait for a connection when the URL does not say (`connect_timeout`).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a new session may take to get its settings.
+const SETTLE_TIME: Duration = Duration::from_secs(20);
+
+/// Settings that not every server has. The first lets a server process end that works or waits for
+/// somebody who has gone (14); the second must not end a snapshot that a dump needs (17).
+const WHERE_KNOWN: [(&str, &str); 2] = [
+    ("client_connection_check_interval", "10s"),
+    ("transaction_timeout", "0"),
+];
+
 /// Where libpq looks for the server when no host is given.
 const DEFAULT_SOCKET_DIRECTORY: &str = "/var/run/postgresql";
 
@@ -290,7 +300,7 @@ impl SessionSettings {
         }
     }
 
-    fn values(&self) -> [(&'static str, String); 8] {
+    fn values(&self) -> [(&'static str, String); 9] {
         let millis = |limit: Duration| limit.as_millis().to_string();
         [
             ("row_security", "off".to_owned()),
@@ -304,6 +314,7 @@ impl SessionSettings {
             ),
             ("idle_session_timeout", "0".to_owned()),
             ("DateStyle", "ISO, MDY".to_owned()),
+            ("default_transaction_isolation", "read committed".to_owned()),
         ]
     }
 }
@@ -322,19 +333,47 @@ impl Session {
     /// When the server cannot be reached, or when a setting does not hold: then a pooler in
     /// transaction mode, or a server older than 14, is in the way.
     pub async fn open(target: &ConnectTarget, settings: &SessionSettings) -> Result<Self, DatabaseError> {
+        let limit = target.connect_timeout + SETTLE_TIME;
+        tokio::time::timeout(limit, Self::settle(target, settings))
+            .await
+            .unwrap_or_else(|_| {
+                Err(DatabaseError::local(format!(
+                    "connect to {}: no answer within {} s",
+                    target.describe(),
+                    limit.as_secs()
+                )))
+            })
+    }
+
+    async fn settle(target: &ConnectTarget, settings: &SessionSettings) -> Result<Self, DatabaseError> {
         let mut connection = target.connect(&settings.application_name).await?;
         let backend_pid: i32 = sqlx::query_scalar("SELECT pg_catalog.pg_backend_pid()")
             .fetch_one(&mut connection)
             .await?;
         let wanted = settings.values();
-        for (name, value) in &wanted {
-            sqlx::query("SELECT pg_catalog.set_config($1, $2, false)")
-                .bind(name)
-                .bind(value)
-                .execute(&mut connection)
-                .await?;
+        let (names, values): (Vec<&str>, Vec<&str>) =
+            wanted.iter().map(|(name, value)| (*name, value.as_str())).unzip();
+        sqlx::query("SELECT pg_catalog.set_config(s.name, s.value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)")
+            .bind(&names)
+            .bind(&values)
+            .execute(&mut connection)
+            .await?;
+        for (name, value) in WHERE_KNOWN {
+            // A server that lacks the setting, or the platform's support for it, does without.
+            let set = sqlx::query(
+                "SELECT pg_catalog.set_config(name, $2, false) FROM pg_catalog.pg_settings WHERE name = $1",
+            )
+            .bind(name)
+            .bind(value)
+            .execute(&mut connection)
+            .await
+            .map_err(DatabaseError::from);
+            if let Err(error) = set
+                && !error.is("22023")
+            {
+                return Err(error);
+            }
         }
-        let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).collect();
         let rows = sqlx::query(
             "SELECT name, setting, pg_catalog.pg_backend_pid() AS pid FROM pg_catalog.pg_settings WHERE name = ANY($1)",
         )

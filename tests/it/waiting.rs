@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use pgreeve::job::{Exclusion, JobError, Kind};
 use pgreeve::ledger::locks;
+use pgreeve::postgres::connect::{Session, SessionSettings};
 use pgreeve::runner::{RunnableJob, Stops};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 use crate::support::bench::{Bench, Script, Scripted, green};
 use crate::support::process::until;
+use crate::support::{Database, cluster};
 
 /// A job that excludes others.
 fn exclusive(name: &str, exclusion: Exclusion, script: Arc<Script>) -> RunnableJob {
@@ -242,4 +244,29 @@ async fn a_statement_may_take_as_long_as_its_run() {
     let mut job = Bench::job("counts", script);
     job.run_timeout = Duration::from_hours(2);
     assert_eq!(bench.run(job).await.outcome.as_deref(), Some("succeeded"));
+}
+
+#[tokio::test]
+async fn what_a_role_sets_for_itself_does_not_reach_a_session() {
+    let database = Database::create().await;
+    let role = format!("role_of_{}", database.name);
+    database
+        .execute(&format!(
+            "CREATE ROLE {role} LOGIN;
+             ALTER ROLE {role} SET default_transaction_isolation = 'serializable';
+             ALTER ROLE {role} SET statement_timeout = '1ms';
+             ALTER ROLE {role} SET search_path = public"
+        ))
+        .await;
+    let target = cluster().await.target_as(&role, &database.name);
+    let settings = SessionSettings::control("pgreeve:test");
+    let mut session = Session::open(&target, &settings).await.unwrap();
+    let held: Vec<String> = sqlx::query_scalar(
+        "SELECT pg_catalog.current_setting(name) FROM unnest(ARRAY['default_transaction_isolation', 'statement_timeout',
+             'search_path', 'client_connection_check_interval']) WITH ORDINALITY AS s (name, n) ORDER BY n",
+    )
+    .fetch_all(session.connection())
+    .await
+    .unwrap();
+    assert_eq!(held, ["read committed", "30s", "pg_catalog", "10s"]);
 }
