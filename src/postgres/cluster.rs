@@ -12,6 +12,8 @@ use super::connect::ConnectTarget;
 use super::programs;
 use super::sqlstate::DatabaseError;
 
+/// Part of the socket's name; said everywhere, because `PGPORT` would be the default otherwise.
+const PORT: u16 = 5432;
 /// How long the server may take to accept its first connection.
 const START_LIMIT: Duration = Duration::from_mins(1);
 
@@ -78,7 +80,7 @@ impl Cluster {
         }
         let configuration = directory.path().join("data/postgresql.conf");
         let text = format!(
-            "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nfull_page_writes = off\nmax_connections = 200\nshared_buffers = 128MB\njit = off\n{settings}\n",
+            "listen_addresses = ''\nport = {PORT}\nunix_socket_directories = '{}'\nfsync = off\nfull_page_writes = off\nmax_connections = 200\nshared_buffers = 128MB\njit = off\n{settings}\n",
             directory.path().display()
         );
         std::fs::write(&configuration, text).map_err(|error| failed("write postgresql.conf", error))?;
@@ -99,7 +101,7 @@ impl Cluster {
         let cluster = Self {
             keeper,
             directory: directory.keep(),
-            port: 5432,
+            port: PORT,
         };
         cluster.wait_until_ready(&bin, user)?;
         Ok(cluster)
@@ -109,11 +111,14 @@ impl Cluster {
         let started = Instant::now();
         loop {
             let mut command = Command::new(bin.join("pg_isready"));
-            command
-                .arg("-q")
-                .arg("-h")
-                .arg(&self.directory)
-                .args(["-U", "postgres", "-d", "postgres"]);
+            command.arg("-q").arg("-h").arg(&self.directory).args([
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                "postgres",
+                "-d",
+                "postgres",
+            ]);
             let ready = drop_privileges(&mut command, user)
                 .status()
                 .is_ok_and(|status| status.success());

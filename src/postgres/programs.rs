@@ -31,7 +31,8 @@ pub fn find(program: &str) -> Result<PathBuf, DatabaseError> {
         .flat_map(|(root, bin)| newest_first(Path::new(root), bin));
     let path = std::env::var_os("PATH").unwrap_or_default();
     versioned
-        .chain(std::env::split_paths(&path))
+        // A relative entry would find whatever lies in the current directory.
+        .chain(std::env::split_paths(&path).filter(|directory| directory.is_absolute()))
         .map(|directory| directory.join(program))
         .find(|file| file.is_file())
         .ok_or_else(|| {
