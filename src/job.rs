@@ -14,10 +14,12 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::leader::Fence;
 use crate::postgres::connect::{ConnectTarget, Session};
+use crate::postgres::grant::Grant;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::{JobName, RunId};
 
@@ -190,6 +192,12 @@ pub trait Job: Send + Sync {
     fn clean_up(&self, context: RecoveryContext) -> BoxFuture<'_, Result<(), JobError>> {
         drop(context);
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// The statements that give the session's role what a run needs, each with whether the role has
+    /// it; `None` where the kind cannot tell. Reads only.
+    fn grants<'a>(&'a self, _connection: &'a mut PgConnection) -> BoxFuture<'a, Result<Option<Vec<Grant>>, JobError>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     /// Reads the catalog and decides what a run would do. Must change nothing, in the database or

@@ -13,6 +13,7 @@ pub mod commit;
 pub mod compress;
 pub mod digest;
 pub mod dump;
+pub mod grants;
 pub mod keep;
 pub mod manifest;
 pub mod parts;

@@ -77,18 +77,19 @@ pub async fn check(connection: &mut PgConnection, programs: &Programs) -> Result
     })
 }
 
-struct Facts {
+/// What the server says of itself and the role.
+pub(super) struct Facts {
     server: Version,
-    role: String,
-    is_superuser: bool,
-    bypasses_rls: bool,
+    pub(super) role: String,
+    pub(super) is_superuser: bool,
+    pub(super) bypasses_rls: bool,
     is_standby: bool,
     tables: u64,
     lock_slots: u64,
     database_bytes: u64,
 }
 
-async fn facts(connection: &mut PgConnection) -> Result<Facts, DatabaseError> {
+pub(super) async fn facts(connection: &mut PgConnection) -> Result<Facts, DatabaseError> {
     let row = sqlx::query(sqlx::AssertSqlSafe(format!(
         "SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,
                 pg_catalog.current_setting('server_version') AS version,
@@ -141,7 +142,7 @@ async fn names(connection: &mut PgConnection, sql: String) -> Result<Vec<String>
         .map_err(|error| JobError::database("check the rights of the backup's role", &error.into()))
 }
 
-async fn check_schemas(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
+pub(super) async fn check_schemas(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
     let closed = names(
         connection,
         format!(
@@ -159,7 +160,7 @@ async fn check_schemas(connection: &mut PgConnection, role: &str) -> Result<(), 
     .map_or(Ok(()), Err)
 }
 
-async fn check_tables(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
+pub(super) async fn check_tables(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
     let unreadable = names(
         connection,
         format!(
@@ -180,7 +181,11 @@ async fn check_tables(connection: &mut PgConnection, role: &str) -> Result<(), J
     .map_or(Ok(()), Err)
 }
 
-async fn check_row_security(connection: &mut PgConnection, role: &str, bypasses: bool) -> Result<(), JobError> {
+pub(super) async fn check_row_security(
+    connection: &mut PgConnection,
+    role: &str,
+    bypasses: bool,
+) -> Result<(), JobError> {
     if bypasses {
         return Ok(());
     }
@@ -201,7 +206,7 @@ async fn check_row_security(connection: &mut PgConnection, role: &str, bypasses:
     .map_or(Ok(()), Err)
 }
 
-async fn check_large_objects(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
+pub(super) async fn check_large_objects(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
     // Neither pg_read_all_data nor BYPASSRLS reaches large objects.
     let unreadable = names(
         connection,

@@ -1,13 +1,15 @@
 //! Removes the backups that the plan does not keep, each manifest before its objects: a backup that
 //! was half removed is none, and is finished by the next sweep of its prefix.
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::json;
+
 use super::catalog::Catalog;
 use super::keep::{Dated, Plan, Policy, plan};
 use super::sweep;
+use crate::job::{RecordError, Recorder};
 use crate::store::{Store, StoreError};
-
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
 
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,4 +94,33 @@ pub async fn prune(
         pruned.bytes = pruned.bytes.saturating_add(entry.bytes);
     }
     Ok(pruned)
+}
+
+/// Carries out a plan between two records: what is about to go, and what went. Answers with the
+/// problem that ended it, if any.
+///
+/// # Errors
+/// When the audit log cannot be written; what was not announced was not removed.
+pub async fn recorded(
+    (store_name, store): (&str, &dyn Store),
+    catalog: &Catalog,
+    plan: &Plan,
+    confirm: Option<&str>,
+    recorder: &dyn Recorder,
+) -> Result<(Pruned, Option<String>), RecordError> {
+    let doomed: Vec<&str> = plan.removals().map(|backup| backup.id.as_str()).collect();
+    if !doomed.is_empty() {
+        let intent = json!({ "phase": "intent", "store": store_name, "backups": doomed });
+        recorder.record("backup.pruned", intent).await?;
+    }
+    let (pruned, problem) = match prune(store, catalog, plan, confirm).await {
+        Ok(pruned) => (pruned, None),
+        Err(PruneError::Store { pruned, error }) => (pruned, Some(error.to_string())),
+        Err(error @ PruneError::Drastic { .. }) => (Pruned::default(), Some(error.to_string())),
+    };
+    if !doomed.is_empty() {
+        let done = json!({ "phase": "done", "store": store_name, "backups": pruned.removed, "failed": problem });
+        recorder.record("backup.pruned", done).await?;
+    }
+    Ok((pruned, problem))
 }

@@ -161,6 +161,22 @@ async fn check(request: &Restore<'_>, admin: &mut PgConnection, operation: &str)
             "name a database that does not exist; swap the names yourself once it is restored",
         ));
     }
+    let (role, may_create): (String, bool) = sqlx::query_as(
+        "SELECT rolname::text, rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user",
+    )
+    .fetch_one(&mut *admin)
+    .await
+    .map_err(failed)?;
+    if !may_create {
+        return Err(JobError::refused(
+            operation,
+            format!("the role {role} may not create databases"),
+            format!(
+                "ALTER ROLE {} CREATEDB, or restore as another role with --url",
+                quote::identifier(&role)
+            ),
+        ));
+    }
     let client = program::version(&request.programs.pg_restore)
         .await
         .map_err(|error| JobError::refused(operation, error.to_string(), "install postgresql-client"))?;

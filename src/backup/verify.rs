@@ -17,7 +17,7 @@ use super::read::{self, ReadError};
 use super::walker::{Contents, TableDigest};
 use crate::job::{JobError, Progress};
 use crate::postgres::connect::ConnectTarget;
-use crate::store::{Store, StoreError};
+use crate::store::{ObjectKey, Store, StoreError};
 
 /// What a comparison of a database with a manifest found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -74,6 +74,22 @@ pub async fn check_sizes(store: &dyn Store, manifest: &Manifest) -> Result<(), S
         commit::check_size(store, object).await?;
     }
     Ok(())
+}
+
+/// As [`check_sizes`], but tells damage, which is an answer, from a store that cannot be asked.
+///
+/// # Errors
+/// When the store refuses or is not there.
+pub async fn find_damage(store: &dyn Store, manifest: &Manifest) -> Result<Option<String>, StoreError> {
+    for object in &manifest.objects {
+        let key = ObjectKey::new(object.key.as_str())?;
+        match store.head(&key).await?.map(|info| info.bytes) {
+            Some(bytes) if bytes == object.bytes => {}
+            Some(bytes) => return Ok(Some(format!("{key} has {bytes} bytes instead of {}", object.bytes))),
+            None => return Ok(Some(format!("{key} is missing"))),
+        }
+    }
+    Ok(None)
 }
 
 /// Level 1: every byte of the dump is read, unpacked and walked, and agrees with the manifest.

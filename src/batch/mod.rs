@@ -15,6 +15,7 @@ mod cutoff;
 mod driver;
 mod estimate;
 mod exemption;
+mod grants;
 mod held;
 mod leaf_walk;
 mod pace;
@@ -29,6 +30,7 @@ mod states;
 mod transaction;
 mod verify;
 
+pub use grants::grants;
 pub use plan::plan;
 pub use report::COUNT_LIMIT;
 pub use rule::{Brakes, Change, Rule, StateChange};

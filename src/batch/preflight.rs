@@ -132,7 +132,8 @@ pub(super) fn did_you_mean(near: &[&str], otherwise: &str) -> String {
     }
 }
 
-async fn table(connection: &mut PgConnection, rule: &Rule) -> Result<Relation, JobError> {
+/// The rule's table, as the catalog has it.
+pub(super) async fn table(connection: &mut PgConnection, rule: &Rule) -> Result<Relation, JobError> {
     let name = rule.table.to_string();
     let relation = match catalog::resolve(connection, &rule.table).await {
         Ok(relation) => relation,

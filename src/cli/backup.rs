@@ -32,7 +32,7 @@ pub(super) async fn list(config: &Config, only: Option<&JobName>, as_json: bool)
         };
         let found = catalog::list(store.as_ref(), filter)
             .await
-            .map_err(|error| store_failure(name, &error))?;
+            .map_err(|error| store_failure(name.as_str(), &error))?;
         backups.extend(found.backups);
         unreadable.extend(found.unreadable);
     }
@@ -75,7 +75,7 @@ pub(super) async fn list(config: &Config, only: Option<&JobName>, as_json: bool)
 }
 
 pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_json: bool) -> Result<Exit, Failure> {
-    let (store, manifest) = find(config, arguments).await?;
+    let (store, manifest) = find(config, &arguments.id, arguments.job.as_ref()).await?;
     let admin = admin(config, arguments, &manifest)?;
     let programs = Programs::find().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let audit = open_audit(config)?;
@@ -165,9 +165,9 @@ async fn open_stores<'a>(
             && !stores.contains_key(&backup.store)
         {
             let opened = store
-                .open()
+                .open_attended()
                 .await
-                .map_err(|error| store_failure(&backup.store, &error))?;
+                .map_err(|error| store_failure(backup.store.as_str(), &error))?;
             stores.insert(&backup.store, opened);
         }
     }
@@ -177,7 +177,7 @@ async fn open_stores<'a>(
     Ok(stores)
 }
 
-fn no_backup_job(config: &Config, only: Option<&JobName>) -> Failure {
+pub(super) fn no_backup_job(config: &Config, only: Option<&JobName>) -> Failure {
     let is_backup = |job: &&JobSettings| matches!(job.kind, KindSettings::Backup(_));
     let known: Vec<&str> = config
         .jobs
@@ -195,23 +195,27 @@ fn no_backup_job(config: &Config, only: Option<&JobName>) -> Failure {
 }
 
 /// The backup that an id, or `latest`, means.
-async fn find(config: &Config, arguments: &RestoreArguments) -> Result<(Arc<dyn Store>, Manifest), Failure> {
-    let mut found: Vec<(Arc<dyn Store>, Manifest)> = Vec::new();
-    for (name, store) in open_stores(config, arguments.job.as_ref()).await? {
+pub(super) async fn find(
+    config: &Config,
+    id: &str,
+    job: Option<&JobName>,
+) -> Result<(Arc<dyn Store>, Manifest), Failure> {
+    let mut found: Vec<(Name, Manifest)> = Vec::new();
+    for (name, store) in open_stores(config, job).await? {
         let filter = Filter {
-            job: arguments.job.as_ref().map(Name::as_str),
+            job: job.map(Name::as_str),
             ..Filter::default()
         };
         let listed = catalog::list(store.as_ref(), filter)
             .await
-            .map_err(|error| store_failure(name, &error))?;
-        let wanted = |id: &str| arguments.id == "latest" || id == arguments.id;
+            .map_err(|error| store_failure(name.as_str(), &error))?;
+        let wanted = |found: &str| id == "latest" || found == id;
         found.extend(
             listed
                 .backups
                 .into_iter()
                 .filter(|entry| wanted(&entry.id))
-                .map(|entry| (Arc::clone(&store), entry.manifest)),
+                .map(|entry| (name.clone(), entry.manifest)),
         );
     }
     let jobs: std::collections::BTreeSet<&str> = found.iter().map(|(_, manifest)| manifest.job.as_str()).collect();
@@ -221,10 +225,14 @@ async fn find(config: &Config, arguments: &RestoreArguments) -> Result<(Arc<dyn 
         );
     }
     found.sort_by_key(|(_, manifest)| manifest.started_at);
-    found.pop().ok_or_else(|| {
-        Failure::new(Exit::Usage, format!("there is no backup `{}`", arguments.id))
+    let newest = found.pop().ok_or_else(|| {
+        Failure::new(Exit::Usage, format!("there is no backup `{id}`"))
             .with_remedy("`pgreeve backup list` shows those that exist")
-    })
+    })?;
+    // What follows may take hours, and is patient.
+    let (name, manifest) = newest;
+    let opened = config.stores[&name].open().await;
+    Ok((opened.map_err(|error| store_failure(name.as_str(), &error))?, manifest))
 }
 
 /// As whom to restore: the role of `--url`, else the one the backup was made as.
@@ -244,7 +252,7 @@ fn admin(config: &Config, arguments: &RestoreArguments, manifest: &Manifest) -> 
     target(config, &database).cloned()
 }
 
-async fn record(
+pub(super) async fn record(
     audit: &AuditLog,
     kind: RecordKind,
     manifest: &Manifest,
@@ -261,7 +269,7 @@ async fn record(
     Ok(())
 }
 
-fn store_failure(name: &Name, error: &StoreError) -> Failure {
+pub(super) fn store_failure(name: &str, error: &StoreError) -> Failure {
     let exit = if error.kind == StoreErrorKind::Transient {
         Exit::TryAgain
     } else {

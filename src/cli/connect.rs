@@ -38,9 +38,9 @@ pub(super) async fn check(config: &Config) -> Met {
             unreachable.insert(database.clone());
         }
     }
-    let mut reported: Vec<String> = Vec::new();
+    let mut reachable = config.clone();
     for store in used_stores(config) {
-        let tried = match config.stores[store].open().await {
+        let tried = match config.stores[store].open_attended().await {
             Ok(opened) => opened.probe().await,
             Err(error) => Err(error),
         };
@@ -49,13 +49,13 @@ pub(super) async fn check(config: &Config) -> Met {
             let message = format!("store {store}: {error}");
             let place = config.place_of_store(store);
             findings.push(Finding::new(Severity::Error, place, &message, error.remedy.as_deref()));
-            reported.push(error.cause);
+            reachable.stores.remove(store);
         }
     }
     for settings in config.jobs.values().filter(|job| !unreachable.contains(&job.database)) {
-        if let Err(error) = check_job(config, settings).await {
+        if let Err(error) = check_job(&reachable, settings).await {
             // A store that does not answer is one problem, not one for each job that uses it.
-            if reported.iter().any(|cause| error.cause.ends_with(cause)) {
+            if lacks_store(&reachable, settings) && error.operation.starts_with("open the store") {
                 continue;
             }
             let place = settings.place_of(error.setting.unwrap_or_default()).clone();
@@ -75,6 +75,10 @@ async fn check_job(config: &Config, settings: &JobSettings) -> Result<(), JobErr
     runner::plan_only(&daemon::runnable(config, settings), &site, Arc::new(NothingIsRecorded))
         .await
         .map(|_| ())
+}
+
+fn lacks_store(config: &Config, job: &JobSettings) -> bool {
+    matches!(&job.kind, KindSettings::Backup(backup) if !config.stores.contains_key(&backup.store))
 }
 
 /// Each store that a job uses.

@@ -40,7 +40,7 @@ pub(super) async fn check(file: &Path, connect: bool, json: bool) -> Result<Exit
         let problems = counted(errors, "problem");
         return Err(Failure::new(
             exit,
-            format!("{} makes sense, and {problems} stand in its way", file.display()),
+            format!("{} makes sense; the check found {problems} outside it", file.display()),
         ));
     }
     if errors {

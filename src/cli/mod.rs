@@ -6,10 +6,14 @@ mod backup;
 mod connect;
 #[cfg(feature = "demo")]
 mod demo;
+mod doctor;
 mod hold;
 mod inspect;
 mod output;
+mod prove;
+mod prune;
 mod run;
+mod shell;
 mod site;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +21,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
+use rustix::process::Signal;
+use tokio::signal::unix::SignalKind;
 
 use crate::config::{Config, Finding};
 use crate::job::Outcome;
@@ -77,12 +83,29 @@ enum Verb {
     /// Legal holds: place, release, list them.
     #[command(subcommand)]
     Hold(hold::HoldVerb),
-    /// Backups: list them, restore one.
+    /// Backups: list, verify, restore and prune them.
     #[command(subcommand)]
     Backup(BackupVerb),
     /// The audit log: verify it.
     #[command(subcommand)]
     Audit(AuditVerb),
+    /// Look at the ground: host, programs, servers, and the rights of each role; changes nothing.
+    Doctor {
+        /// Print only the statements that give each role what its jobs need, as a script.
+        #[arg(long)]
+        grants: bool,
+    },
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each verb.
+    Man {
+        /// Write the pages into this directory.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// See all of it work on a throwaway server with sample data.
     #[cfg(feature = "demo")]
     Demo {
@@ -146,8 +169,39 @@ enum BackupVerb {
         #[arg(long, value_parser = parse_job)]
         job: Option<JobName>,
     },
+    /// Check that a backup is whole, up to restoring it into a throwaway server on this host.
+    Verify(VerifyArguments),
     /// Restore a backup into a database that does not exist yet, and prove it equal.
     Restore(RestoreArguments),
+    /// Remove the backups that `keep` does not keep.
+    Prune(PruneArguments),
+}
+
+#[derive(Debug, Args)]
+struct VerifyArguments {
+    /// The backup's id, or `latest`.
+    id: String,
+    /// 0: every object has its size. 1: every byte is read and agrees with the manifest. 2: it is
+    /// restored into a throwaway server, and every table's rows are compared; that takes as much
+    /// room in $TMPDIR as the database had.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
+    level: u8,
+    /// The job whose backup it is, where several could be meant.
+    #[arg(long, value_parser = parse_job)]
+    job: Option<JobName>,
+}
+
+#[derive(Debug, Args)]
+struct PruneArguments {
+    /// Backups of one job only.
+    #[arg(long, value_parser = parse_job)]
+    job: Option<JobName>,
+    /// Show what would be removed and why the rest stays; remove nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Remove even more than half, if the plan still has this hash.
+    #[arg(long, value_name = "HASH")]
+    confirm: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -293,6 +347,11 @@ pub fn main() -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    // With a handler in place a file that may not grow further is an error with a remedy; without
+    // one the process would be killed in the middle of its work.
+    let too_large = SignalKind::from_raw(Signal::XFSZ.as_raw());
+    let _guard = tokio::signal::unix::signal(too_large)
+        .map_err(|error| Failure::new(Exit::Failed, format!("listen to signals: {error}")))?;
     let (file, json) = (cli.config.as_path(), cli.json);
     match cli.verb {
         Verb::Daemon => run::daemon(load(file)?).await,
@@ -319,6 +378,11 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         }
         Verb::Hold(verb) => hold::hold(&load(file)?, &verb, json).await,
         Verb::Backup(BackupVerb::List { job }) => backup::list(&load(file)?, job.as_ref(), json).await,
+        Verb::Backup(BackupVerb::Verify(arguments)) => prove::verify(&load(file)?, &arguments, json).await,
+        Verb::Backup(BackupVerb::Prune(arguments)) => prune::prune(&load(file)?, &arguments, json).await,
+        Verb::Doctor { grants } => doctor::doctor(&load(file)?, grants, json).await,
+        Verb::Completions { shell } => Ok(shell::completions(shell)),
+        Verb::Man { dir } => shell::man(dir.as_deref()),
         Verb::Backup(BackupVerb::Restore(arguments)) => backup::restore(&load(file)?, &arguments, json).await,
         Verb::Audit(AuditVerb::Verify { dir, public_key }) => audit::verify(file, dir, public_key.as_deref(), json),
         #[cfg(feature = "demo")]

@@ -166,7 +166,12 @@ pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, j
     if let Some(lead) = lead {
         lead.resign().await;
     }
-    let exit = record.outcome().map_or(Exit::Failed, Exit::from);
+    let exit = match record.outcome() {
+        // Whoever calls us may try again; the run's own attempts are used up.
+        Some(_) if record.may_pass => Exit::TryAgain,
+        Some(outcome) => outcome.into(),
+        None => Exit::Failed,
+    };
     if json {
         output::document(&json!({ "version": 1, "run": record }));
     } else {

@@ -7,19 +7,22 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 
 use crate::backup::catalog::{self, Filter};
 use crate::backup::compress::Packing;
+use crate::backup::grants::grants;
 use crate::backup::keep::Policy;
 use crate::backup::parts::PartSizes;
 use crate::backup::preflight::{self, Ready};
 use crate::backup::program::Programs;
-use crate::backup::prune::{self, PruneError, Pruned};
+use crate::backup::prune;
 use crate::backup::run::{self, Made, Setup};
 use crate::backup::sweep;
 use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome, Plan, RecoveryContext};
 use crate::ledger::backups::{self, Leftovers};
 use crate::postgres::connect::{Session, SessionSettings};
+use crate::postgres::grant::Grant;
 use crate::store::{Store, StoreError};
 use crate::values::{Name, Period, Timezone, ValueError};
 
@@ -186,6 +189,10 @@ impl Job for BackupJob {
         })
     }
 
+    fn grants<'a>(&'a self, connection: &'a mut PgConnection) -> BoxFuture<'a, Result<Option<Vec<Grant>>, JobError>> {
+        Box::pin(async move { grants(connection).await.map(Some) })
+    }
+
     fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {
         Box::pin(async move {
             let missing =
@@ -302,24 +309,16 @@ impl BackupPlan {
         if let Err(error) = prune::check(&plan, None) {
             return Ok(json!({ "refused": error.to_string(), "unreadable": unreadable }));
         }
-        let doomed: Vec<&str> = plan.removals().map(|backup| backup.id.as_str()).collect();
-        if !doomed.is_empty() {
-            let intent = json!({ "phase": "intent", "store": self.setup.store_name, "backups": doomed });
-            context.recorder.record("backup.pruned", intent).await?;
-        }
-        let (pruned, problem) = match prune::prune(store, &catalog, &plan, None).await {
-            Ok(pruned) => (pruned, None),
-            Err(PruneError::Store { pruned, error }) => (pruned, Some(error.to_string())),
-            Err(error @ PruneError::Drastic { .. }) => (Pruned::default(), Some(error.to_string())),
-        };
-        if !doomed.is_empty() {
-            let done = json!({
-                "phase": "done", "store": self.setup.store_name, "backups": pruned.removed, "failed": problem,
-            });
-            context.recorder.record("backup.pruned", done).await?;
-        }
+        let (pruned, problem) = prune::recorded(
+            (&self.setup.store_name, store),
+            &catalog,
+            &plan,
+            None,
+            context.recorder.as_ref(),
+        )
+        .await?;
         let body = json!({
-            "removed": pruned.removed, "bytes": pruned.bytes, "kept": plan.fates.len() - doomed.len(),
+            "removed": pruned.removed, "bytes": pruned.bytes, "kept": plan.fates.len() - plan.removals().count(),
             "failed": problem, "unreadable": unreadable,
         });
         Ok(body)

@@ -2,9 +2,11 @@
 
 use futures::future::BoxFuture;
 use serde::Serialize;
+use sqlx::PgConnection;
 
 use crate::batch::{self, Brakes, Change, Rule};
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
+use crate::postgres::grant::Grant;
 use crate::values::{Period, TableName, Timezone};
 
 /// `[jobs.NAME] retention = { … }`.
@@ -75,6 +77,10 @@ impl Job for RetentionJob {
 
     fn exclusions(&self) -> Vec<Exclusion> {
         vec![Exclusion::Rows(self.settings.table.to_string())]
+    }
+
+    fn grants<'a>(&'a self, connection: &'a mut PgConnection) -> BoxFuture<'a, Result<Option<Vec<Grant>>, JobError>> {
+        Box::pin(async move { batch::grants(connection, &self.rule()).await.map(Some) })
     }
 
     fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use futures::future::BoxFuture;
 use serde::Serialize;
+use sqlx::PgConnection;
 
 use crate::batch::{self, Brakes, Change, Rule, StateChange};
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
+use crate::postgres::grant::Grant;
 use crate::values::{Period, TableName, Timezone};
 
 /// `[jobs.NAME] transition = { … }`.
@@ -83,6 +85,10 @@ impl Job for TransitionJob {
 
     fn exclusions(&self) -> Vec<Exclusion> {
         vec![Exclusion::Rows(self.settings.table.to_string())]
+    }
+
+    fn grants<'a>(&'a self, connection: &'a mut PgConnection) -> BoxFuture<'a, Result<Option<Vec<Grant>>, JobError>> {
+        Box::pin(async move { batch::grants(connection, &self.rule()).await.map(Some) })
     }
 
     fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {

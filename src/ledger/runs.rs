@@ -94,6 +94,9 @@ pub struct RunRecord {
     pub reason: Option<String>,
     /// The kind's report.
     pub report: Value,
+    /// Whether the same run may end better by itself. Known to the process that ran it only.
+    #[serde(skip)]
+    pub may_pass: bool,
 }
 
 const RECORD_COLUMNS: &str =
@@ -120,6 +123,7 @@ impl RunRecord {
             outcome: row.try_get("outcome")?,
             reason: row.try_get("reason")?,
             report: row.try_get("report")?,
+            may_pass: false,
         })
     }
 

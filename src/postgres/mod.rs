@@ -5,6 +5,7 @@
 pub mod catalog;
 pub mod cluster;
 pub mod connect;
+pub mod grant;
 pub mod programs;
 pub mod quote;
 pub mod sqlstate;

@@ -213,10 +213,13 @@ impl Runner {
         let mut deadline = started + request.job.run_timeout;
         let mut attempt = 0;
         let mut before: Option<RunEnd> = None;
-        let end = loop {
+        let (end, transient) = loop {
             if before.is_none() && request.stops.is_asked() {
                 // Admitted, but not begun: a shutdown begins nothing any more.
-                break RunEnd::without_report(Outcome::Cancelled, "stopped before it was begun");
+                break (
+                    RunEnd::without_report(Outcome::Cancelled, "stopped before it was begun"),
+                    false,
+                );
             }
             attempt += 1;
             let tried = attempt::run(&self.audit, &request, attempt, &mut deadline).await;
@@ -226,14 +229,14 @@ impl Runner {
                 None => tried.end,
             };
             if !transient || attempt > request.job.retries || request.stops.is_asked() {
-                break end;
+                break (end, transient);
             }
             let pause = retry::pause_before(attempt);
             if Instant::now() + pause >= deadline {
-                break end;
+                break (end, transient);
             }
             if let Some(next) = request.retry_until.filter(|next| Timestamp::now() + pause >= *next) {
-                break without_another(end, next);
+                break (without_another(end, next), transient);
             }
             tracing::warn!(
                 reason = end.reason.as_deref(),
@@ -242,10 +245,12 @@ impl Runner {
             );
             tokio::select! {
                 () = tokio::time::sleep(pause) => before = Some(end),
-                () = request.stops.asked() => break end,
+                () = request.stops.asked() => break (end, transient),
             }
         };
-        self.close(&request, attempt, end, started).await
+        let may_pass = transient && end.outcome == Outcome::Failed;
+        let record = self.close(&request, attempt, end, started).await;
+        RunRecord { may_pass, ..record }
     }
 
     async fn close(&self, request: &RunRequest, attempt: u32, end: RunEnd, started: Instant) -> RunRecord {
@@ -346,5 +351,6 @@ fn fallback(request: &RunRequest, attempt: u32, end: RunEnd) -> RunRecord {
         outcome: Some(end.outcome.as_str().to_owned()),
         reason: end.reason,
         report: end.report,
+        may_pass: false,
     }
 }

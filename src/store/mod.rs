@@ -214,6 +214,20 @@ pub enum StoreSettings {
 }
 
 impl StoreSettings {
+    /// Opens the store for somebody who waits for an answer: it gives up within seconds.
+    ///
+    /// # Errors
+    /// As [`StoreSettings::open`].
+    pub async fn open_attended(&self) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(match self {
+            Self::S3(settings) => {
+                let limits = s3::Limits::attended();
+                Arc::new(s3::S3Store::open_with(settings, limits, s3::Checksums::ByEndpoint).await?)
+            }
+            Self::File(_) => self.open().await?,
+        })
+    }
+
     /// Opens the store. Credentials are read anew each time, so that a rotated key counts from the
     /// next run on; nothing is sent to a bucket yet.
     ///

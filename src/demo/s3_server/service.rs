@@ -44,6 +44,14 @@ impl Bucket {
         })
     }
 
+    /// `s3s-fs` makes a bucket of whatever it is asked to write to; AWS does not.
+    fn require_bucket(&self, name: &str) -> S3Result<()> {
+        if self.root.join(name).is_dir() {
+            return Ok(());
+        }
+        Err(s3_error!(NoSuchBucket, "The specified bucket does not exist"))
+    }
+
     async fn lock(&self, bucket: &str, key: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
             let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,6 +65,7 @@ impl Bucket {
 #[async_trait::async_trait]
 impl S3 for Bucket {
     async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        self.require_bucket(&req.input.bucket)?;
         let _lock = self.lock(&req.input.bucket, &req.input.key).await;
         let body = req.input.body.take().ok_or_else(|| s3_error!(IncompleteBody))?;
         let (body, failed) = verified(body, req.input.content_md5.clone(), req.input.checksum_sha256.clone());
@@ -71,6 +80,7 @@ impl S3 for Bucket {
         &self,
         req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
+        self.require_bucket(&req.input.bucket)?;
         let algorithm = req.input.checksum_algorithm.clone();
         let sha256 = algorithm.is_some_and(|algorithm| algorithm.as_str() == ChecksumAlgorithm::SHA256);
         let response = self.files.create_multipart_upload(req).await?;

@@ -35,6 +35,16 @@ pub async fn current_role(connection: &mut PgConnection) -> Result<String, Datab
         .await?)
 }
 
+/// Whether any of some tables has row security, whoever it filters.
+pub async fn with_row_security(connection: &mut PgConnection, tables: &[Oid]) -> Result<bool, DatabaseError> {
+    Ok(
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = ANY($1) AND relrowsecurity)")
+            .bind(tables)
+            .fetch_one(connection)
+            .await?,
+    )
+}
+
 /// What the session's role may do on each of some tables.
 pub async fn of(connection: &mut PgConnection, tables: &[Oid], need: &Need) -> Result<Vec<Access>, DatabaseError> {
     let (delete, columns) = match need {

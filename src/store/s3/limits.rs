@@ -35,6 +35,19 @@ pub struct Limits {
     pub resumes: u32,
 }
 
+impl Limits {
+    /// For somebody who waits for the answer: a store that is down is told within seconds.
+    #[must_use]
+    pub fn attended() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            attempt: Duration::from_secs(10),
+            call: Duration::from_secs(10),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
