@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 use tokio_util::bytes::Bytes;
 use ulid::Ulid;
 
@@ -19,9 +19,8 @@ use super::preflight::Ready;
 use super::program::Programs;
 use super::snapshot::Snapshot;
 use super::sweep;
-use crate::job::{JobContext, JobError, Recorder};
+use crate::job::{JobContext, JobError};
 use crate::ledger::backups::{self, Begun, Ended, Leftovers};
-use crate::ledger::leader::Fence;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::{ObjectKey, Store};
 
@@ -64,7 +63,7 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
     // attempt yet.
     let leftovers = Leftovers::OfJob(context.job.as_str());
     let store = (setup.store_name.as_str(), setup.store.as_ref());
-    sweep(
+    sweep::sweep_leftovers(
         context.session.connection(),
         context.fence,
         store,
@@ -106,29 +105,6 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
 
 fn application_name(context: &JobContext) -> String {
     format!("pgreeve:{}:{}", context.job, context.run)
-}
-
-/// Removes what dead runs of a job left in its store, and puts it on record.
-///
-/// # Errors
-/// When the ledger, the store or the audit log refuses; the rest stays for the next sweep.
-pub async fn sweep(
-    connection: &mut PgConnection,
-    fence: Fence,
-    store: (&str, &dyn Store),
-    which: Leftovers<'_>,
-    recorder: &dyn Recorder,
-) -> Result<(), JobError> {
-    let (store_name, store) = store;
-    for swept in sweep::sweep_leftovers(connection, fence, store_name, store, which).await? {
-        let body = json!({
-            "backup_id": swept.backup_id, "store": store_name, "prefix": swept.prefix,
-            "uploads": swept.removed.uploads, "objects": swept.removed.objects, "committed": swept.committed,
-            "left": swept.left,
-        });
-        recorder.record("backup.swept", body).await?;
-    }
-    Ok(())
 }
 
 async fn begin(context: &mut JobContext, setup: &Setup, id: &str, prefix: &str) -> Result<(), JobError> {

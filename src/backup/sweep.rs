@@ -1,10 +1,11 @@
 //! Removes what a run that died left in a store, and nothing else: the journal names the prefix of
 //! each backup that was being written.
 
+use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
 use super::manifest::{self, Manifest};
-use crate::job::JobError;
+use crate::job::{JobError, Recorder};
 use crate::ledger::backups::{self, Ended, Leftovers, Streaming};
 use crate::ledger::leader::{Fence, FenceError};
 use crate::postgres::sqlstate::DatabaseError;
@@ -37,25 +38,33 @@ pub struct Removed {
     pub objects: usize,
 }
 
-/// Removes what runs that died left of their backups in one store.
+/// Removes what runs that died left of their backups in one store, given with its name. Each is on
+/// record before the next is touched.
 ///
 /// # Errors
-/// When the ledger or the store cannot be reached; what was not swept stays in the journal.
+/// When the ledger, the store or the audit log refuses; what was not swept stays in the journal.
 pub async fn sweep_leftovers(
     connection: &mut PgConnection,
     fence: Fence,
-    store_name: &str,
-    store: &dyn Store,
+    (store_name, store): (&str, &dyn Store),
     which: Leftovers<'_>,
+    recorder: &dyn Recorder,
 ) -> Result<Vec<Swept>, JobError> {
     let leftovers = backups::streaming(connection, store_name, which)
         .await
         .map_err(|error| JobError::database("read the journal of backups", &error))?;
-    let mut swept = Vec::new();
+    let mut all = Vec::new();
     for leftover in leftovers {
-        swept.push(sweep_one(connection, fence, store, leftover).await?);
+        let swept = sweep_one(connection, fence, store, leftover).await?;
+        let body = json!({
+            "backup_id": swept.backup_id, "store": store_name, "prefix": swept.prefix,
+            "uploads": swept.removed.uploads, "objects": swept.removed.objects, "committed": swept.committed,
+            "left": swept.left,
+        });
+        recorder.record("backup.swept", body).await?;
+        all.push(swept);
     }
-    Ok(swept)
+    Ok(all)
 }
 
 async fn sweep_one(

@@ -240,7 +240,9 @@ impl BackupJob {
             .await
             .map_err(|error| sweep::store_error(format!("open the store {store_name}"), error))?;
         let store = (store_name.as_str(), store.as_ref());
-        run::sweep(connection, context.fence, store, leftovers, context.recorder.as_ref()).await
+        sweep::sweep_leftovers(connection, context.fence, store, leftovers, context.recorder.as_ref())
+            .await
+            .map(|_| ())
     }
 }
 

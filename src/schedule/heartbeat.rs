@@ -15,7 +15,7 @@ use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 /// How long the beat may be silent before the fallback takes over.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// A running heartbeat. It stops when dropped.
+/// A running heartbeat. Dropping it ends the fallback only; [`Heartbeat::stop`] ends both.
 pub struct Heartbeat {
     scheduler: JobScheduler,
     fallback: JoinHandle<()>,

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::support::backups::{Bench, until};
+use crate::support::context::Recording;
 use crate::support::memory_store::MemoryStore;
 use crate::support::{Database, cluster};
 
@@ -491,9 +492,9 @@ async fn what_a_crash_left_is_swept_and_nothing_else() {
     let swept = sweep_leftovers(
         &mut connection,
         fence,
-        "offsite",
-        &store,
+        ("offsite", &store),
         Leftovers::OfClosedRuns("weekly"),
+        bench.records.as_ref(),
     )
     .await
     .unwrap();
@@ -505,14 +506,40 @@ async fn what_a_crash_left_is_swept_and_nothing_else() {
         sweep_leftovers(
             &mut connection,
             fence,
-            "offsite",
-            &store,
-            Leftovers::OfClosedRuns("weekly")
+            ("offsite", &store),
+            Leftovers::OfClosedRuns("weekly"),
+            bench.records.as_ref(),
         )
         .await
         .unwrap(),
         []
     );
+}
+
+#[tokio::test]
+async fn what_was_swept_is_on_record_also_when_the_next_one_cannot_be() {
+    let store = MemoryStore::default();
+    let bench = Bench::new(Arc::new(store.clone())).await;
+    for id in ["A", "B"] {
+        let sql = format!(
+            "INSERT INTO pgreeve.backup (backup_id, run_id, job, store, prefix, state)
+             VALUES ('{id}', gen_random_uuid(), 'nightly', 'offsite', 'main/nightly/{id}', 'streaming')"
+        );
+        bench.database.execute(&sql).await;
+    }
+    store.fail("delete", "main/nightly/B/");
+    let mut connection = bench.database.connect().await;
+    let result = sweep_leftovers(
+        &mut connection,
+        Fence { epoch: 0 },
+        ("offsite", &store),
+        Leftovers::OfJob("nightly"),
+        bench.records.as_ref(),
+    )
+    .await;
+    assert!(result.is_err());
+    assert_eq!(bench.records.kinds(), ["backup.swept"]);
+    assert_eq!(bench.records.body("backup.swept")["backup_id"], "A");
 }
 
 #[tokio::test]
@@ -529,9 +556,9 @@ async fn a_backup_whose_ledger_row_was_lost_is_not_swept_away() {
     let swept = sweep_leftovers(
         &mut connection,
         Fence { epoch: 0 },
-        "offsite",
-        &store,
+        ("offsite", &store),
         Leftovers::OfJob("nightly"),
+        &Recording::default(),
     )
     .await
     .unwrap();
