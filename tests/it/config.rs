@@ -264,7 +264,7 @@ schedule = "0 2 * * *"
         Files::new(text).lines(),
         [
             "2:10 error `daemon.listen`: `localhost` is not an address with a port | write an address and a port, such as \"127.0.0.1:9847\" or \"[::1]:9847\", or \"off\"",
-            "3:1 error unknown key `daemon.colour` | the keys here are instance, state_dir, runtime_dir, listen, timezone",
+            "3:1 error unknown key `daemon.colour` | the keys here are instance, state_dir, runtime_dir, listen, timezone, history_keep",
             "9:11 error `defaults.retries`: 11 is out of range | write a whole number from 0 to 10",
             "12:12 error `jobs.one.schedule`: `0 0 31 2 *` never fires | write a date that exists, such as \"0 0 28 2 *\"",
             "13:15 error unknown key `jobs.one.retention.tabel` | did you mean `table`?",
@@ -305,10 +305,6 @@ fn mistakes_in_the_syntax_do_not_hide_the_others() {
 fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
     for (job, part) in [
         ("erasure = {}", "`jobs.j.erasure` is not available in this version"),
-        (
-            "overlap = \"cancel_running\"\nbackup = { store = \"s\" }",
-            "`cancel_running` is not available",
-        ),
         (
             "backup = { store = \"s\", format = \"plain\" }",
             "`plain` is not available",
@@ -363,13 +359,39 @@ fn a_schedule_must_be_one_that_fires() {
             "9:12 error",
             "has 6 fields instead of five",
         ),
-        ("schedule = \"61 2 * * *\"", "9:12 error", "is not a schedule"),
+        (
+            "schedule = \"61 2 * * *\"",
+            "9:12 error",
+            "`61` is not a minute: 61 is not between 0 and 59",
+        ),
+        ("schedule = \"0 0 * MON *\"", "9:12 error", "`MON` is not a month"),
+        ("schedule = \"@often\"", "9:12 error", "not a nickname"),
         ("schedule = \"0 0 30 2 *\"", "9:12 error", "never fires"),
         ("schedule = 5", "9:12 error", "must be a string, not an integer"),
         (
             "schedule = \"0 2 * * *\"\ntimezone = \"Mars/Olympus\"",
             "10:12 error",
             "not a time zone",
+        ),
+        (
+            "schedule = \"*/7 * * * *\"",
+            "9:12 warning",
+            "and 4 at the end | write a step that divides 60",
+        ),
+        (
+            "schedule = \"0 0 29 2 *\"",
+            "9:12 warning",
+            "on 2028-02-29, then on 2032-02-29",
+        ),
+        (
+            "schedule = \"0 0 29 2 +Sun\"",
+            "9:12 warning",
+            "within the next five years",
+        ),
+        (
+            "timezone = \"America/New_York\"\nschedule = \"30 2 * * *\"",
+            "10:12 warning",
+            "2026-03-08 does not exist there, and the job runs when the clock has been set (America/New_York) | 03:00 is",
         ),
         (
             "schedule = \"0 2 1 * mon\"",
@@ -381,7 +403,9 @@ fn a_schedule_must_be_one_that_fires() {
         assert_eq!(lines.len(), 1, "{lines:#?}");
         assert!(lines[0].starts_with(start) && lines[0].contains(part), "{lines:#?}");
     }
-    assert!(job("schedule = \"0 0 29 2 *\"").is_empty());
+    for sound in ["0 0 28 2 *", "@midnight", "0 0 13 * +Fri", "0 0 L * *"] {
+        assert!(job(&format!("schedule = \"{sound}\"")).is_empty(), "{sound}");
+    }
     // An unknown zone does not hide what is wrong with the schedule.
     assert_eq!(job("schedule = \"x\"\ntimezone = \"x\"").len(), 2);
 }
@@ -411,6 +435,10 @@ fn limits_are_of_fixed_length_and_in_order() {
         ("run_timeout = 30", "9:15", "must be a string"),
         ("lock_timeout = \"2h\"", "9:16", "may not take as long as the whole run"),
         ("run_timeout = \"2s\"", "9:15", "may not take as long as the whole run"),
+        ("start_deadline = \"8d\"", "9:18", "too long"),
+        ("jitter = \"25h\"", "9:10", "too long"),
+        ("groups = \"dumps\"", "9:10", "must be an array"),
+        ("groups = [\"Big Dumps\"]", "9:11", "is not a name"),
         ("retries = 11", "9:11", "out of range"),
         ("retries = -1", "9:11", "out of range"),
         ("retries = 99999999999999999999999", "9:11", "out of range"),

@@ -9,8 +9,9 @@ use pgreeve::audit::AuditLog;
 use pgreeve::job::{Exclusion, JobError, Kind};
 use pgreeve::ledger::leader::{Campaign, Leader};
 use pgreeve::ledger::migrate;
+use pgreeve::ledger::runs::RunRecord;
 use pgreeve::postgres::sqlstate::DatabaseError;
-use pgreeve::runner::Stops;
+use pgreeve::runner::{SameJob, Sharing, Stops};
 use pgreeve::schedule::recovery;
 use serde_json::json;
 
@@ -309,4 +310,68 @@ async fn a_broken_leader_connection_resumes_its_term() {
         panic!("the lead is free")
     };
     assert_eq!(again.term, term);
+}
+
+#[tokio::test]
+async fn a_retry_that_would_meet_the_next_slot_is_not_tried() {
+    let bench = Bench::set_up().await;
+    let mut job = Bench::job(
+        "flaky",
+        Arc::new(|_| Box::pin(async { Err(JobError::transient("connect", "refused")) })),
+    );
+    job.retries = 3;
+    let mut request = bench.admit(job, Stops::default()).await;
+    request.retry_until = Some(jiff::Timestamp::now());
+    let record = pgreeve::runner::Runner::new(bench.audit.clone()).execute(request).await;
+    assert_eq!((record.outcome.as_deref(), record.attempt), (Some("failed"), 1));
+    assert!(record.reason.unwrap().contains("is next"));
+}
+
+/// Runs a job while another session holds its lock, and lets that session go once the run waits.
+async fn meet_another_session(same_job: SameJob, lets_go: bool) -> RunRecord {
+    let bench = Bench::set_up().await;
+    let mut other = bench.database.connect().await;
+    let key = pgreeve::ledger::locks::key("twice");
+    assert!(
+        pgreeve::ledger::locks::try_lock(&mut other, pgreeve::ledger::locks::JOB_CLASS, key)
+            .await
+            .unwrap()
+    );
+    let mut job = Bench::job("twice", Arc::new(|_| Box::pin(async { Ok(green()) })));
+    job.sharing = Sharing {
+        same_job,
+        start_deadline: Duration::from_secs(if lets_go { 30 } else { 1 }),
+        ..Sharing::default()
+    };
+    let (record, held) = tokio::join!(bench.run(job), async {
+        if !lets_go {
+            return Some(other);
+        }
+        until("the run waits for the lock", async || {
+            bench
+                .database
+                .value::<bool>("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))")
+                .await
+        })
+        .await;
+        sqlx::Connection::close(other).await.unwrap();
+        None
+    });
+    drop(held);
+    record
+}
+
+#[tokio::test]
+async fn a_run_that_queues_waits_for_the_session_that_runs_its_job() {
+    let record = meet_another_session(SameJob::Wait, true).await;
+    assert_eq!(record.outcome.as_deref(), Some("succeeded"), "{record:?}");
+    let record = meet_another_session(SameJob::Wait, false).await;
+    assert_eq!(record.outcome.as_deref(), Some("skipped"));
+    assert!(record.reason.unwrap().contains("(start_deadline)"));
+}
+
+#[tokio::test]
+async fn a_run_that_replaces_ends_the_session_that_runs_its_job() {
+    let record = meet_another_session(SameJob::Replace, false).await;
+    assert_eq!(record.outcome.as_deref(), Some("succeeded"), "{record:?}");
 }

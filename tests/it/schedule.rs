@@ -1,5 +1,7 @@
 //! When jobs are due, and that every slot is accounted for.
 
+mod accounting;
+mod dispatching;
 mod properties;
 mod systemd;
 mod zones;
