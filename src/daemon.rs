@@ -180,6 +180,7 @@ pub fn runnable(config: &Config, settings: &JobSettings) -> RunnableJob {
         instance: config.daemon.instance.clone(),
         timezone: settings.schedule.timezone().clone(),
         store,
+        throttle: settings.throttle.clone(),
     };
     RunnableJob {
         name: settings.name.clone(),

@@ -7,6 +7,7 @@ use super::driver::Driver;
 use super::held::Held;
 use super::pace::Pace;
 use super::statement::{Range, Statements};
+use super::throttle::{Weight, Yielding};
 use super::transaction::{self, Attempt, Failure, Patience, Slice};
 use crate::job::{JobContext, JobError};
 use crate::ledger::batches;
@@ -56,6 +57,8 @@ impl From<JobError> for Halt {
 /// Limits of a walk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
+    /// When the run began to work.
+    pub(super) started: Instant,
     /// When it must end.
     pub(super) until: Instant,
     /// The most rows.
@@ -72,6 +75,8 @@ pub(super) struct Walk<'a> {
     pub(super) statements: &'a mut Statements,
     /// The legal holds that are part of it.
     pub(super) held: &'a mut Held,
+    /// When it yields.
+    pub(super) yielding: &'a mut Yielding,
     /// Its limits.
     pub(super) limits: Limits,
     /// What is done.
@@ -84,6 +89,8 @@ struct Ladder {
     /// Once the ladder was climbed in vain, later batches climb one step only.
     patience: u32,
     lockable: bool,
+    /// The last batch.
+    last: Weight,
 }
 
 /// What to do after one attempt at a batch.
@@ -103,6 +110,7 @@ impl Walk<'_> {
             tries: 0,
             patience: TRIES,
             lockable,
+            last: Weight::default(),
         };
         match Driver::of(leaf) {
             Driver::TimeRange => self.by_age(leaf, &mut ladder).await,
@@ -159,6 +167,12 @@ impl Walk<'_> {
     /// One attempt at a batch, and what it means for the next.
     async fn batch(&mut self, leaf: &Leaf, slice: &Slice, pace: &mut Pace, ladder: &mut Ladder) -> Result<Next, Halt> {
         self.may_go_on()?;
+        let last = std::mem::take(&mut ladder.last);
+        let (until, hurry) = (self.limits.until, self.must_hurry());
+        self.yielding
+            .before_batch(self.context, leaf.relation.oid, last, until, hurry)
+            .await;
+        self.may_go_on()?;
         let patience = match (ladder.tries < ladder.patience, ladder.lockable) {
             (true, _) => Patience::Wait,
             (false, true) => Patience::Leave,
@@ -172,14 +186,18 @@ impl Walk<'_> {
                 rows,
                 locked,
                 range,
-                elapsed,
+                weight,
             }) => {
                 if patience != Patience::Wait {
                     ladder.patience = 1;
                 }
                 ladder.tries = 0;
-                self.count(rows, locked, elapsed);
-                pace.took(elapsed);
+                self.count(rows, locked, weight.elapsed);
+                pace.took(weight.elapsed, self.yielding.target());
+                if weight.waiters > 0 {
+                    pace.halve();
+                }
+                ladder.last = weight;
                 Ok(Next::After(range))
             }
             Err(Failure::HoldsChanged) => {
@@ -254,6 +272,14 @@ impl Walk<'_> {
                 }))
             }
         }
+    }
+
+    /// Whether the time left is too short for the rows left, at the speed so far.
+    fn must_hurry(&self) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "a rough speed")]
+        let (done, expected) = (self.tally.rows as f64, self.limits.expected.max(self.tally.rows) as f64);
+        let left = self.limits.until.saturating_duration_since(Instant::now());
+        done > 0.0 && self.limits.started.elapsed().as_secs_f64() * (expected - done) / done > left.as_secs_f64()
     }
 
     fn may_go_on(&self) -> Result<(), Halt> {

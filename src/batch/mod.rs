@@ -25,8 +25,10 @@ pub mod predicate;
 mod preflight;
 mod report;
 mod rule;
+mod signals;
 mod statement;
 mod states;
+mod throttle;
 mod transaction;
 mod verify;
 
@@ -34,3 +36,4 @@ pub use grants::grants;
 pub use plan::plan;
 pub use report::COUNT_LIMIT;
 pub use rule::{Brakes, Change, Rule, StateChange};
+pub use throttle::Throttle;

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 /// How long a batch should take.
-const TARGET: Duration = Duration::from_millis(250);
+pub(super) const TARGET: Duration = Duration::from_millis(250);
+
+/// How long it should take while other sessions work.
+pub(super) const TARGET_BESIDE_OTHERS: Duration = Duration::from_millis(10);
 
 /// A size that follows the time its batches take.
 #[derive(Debug, Clone)]
@@ -29,10 +32,10 @@ impl Pace {
     }
 
     /// Learns how long a batch took: a fifth larger when it was quick, half when it was slow.
-    pub(super) fn took(&mut self, elapsed: Duration) {
-        if elapsed > TARGET.mul_f64(1.5) {
+    pub(super) fn took(&mut self, elapsed: Duration, target: Duration) {
+        if elapsed > target.mul_f64(1.5) {
             self.halve();
-        } else if elapsed < TARGET.mul_f64(0.8) {
+        } else if elapsed < target.mul_f64(0.8) {
             self.size = (self.size + (self.size / 5).max(1)).min(self.most);
         }
     }
@@ -52,15 +55,17 @@ mod tests {
     #[test]
     fn the_size_follows_the_time_within_its_bounds() {
         let mut pace = Pace::new(1000, 100, 1500);
-        pace.took(Duration::from_millis(10));
+        pace.took(Duration::from_millis(10), TARGET);
         assert_eq!(pace.size(), 1200);
-        pace.took(Duration::from_millis(10));
-        pace.took(Duration::from_millis(10));
+        pace.took(Duration::from_millis(10), TARGET);
+        pace.took(Duration::from_millis(10), TARGET);
         assert_eq!(pace.size(), 1500);
-        pace.took(Duration::from_millis(250));
+        pace.took(Duration::from_millis(250), TARGET);
         assert_eq!(pace.size(), 1500);
-        pace.took(Duration::from_secs(3));
+        pace.took(Duration::from_secs(3), TARGET);
         assert_eq!(pace.size(), 750);
+        pace.took(Duration::from_millis(16), TARGET_BESIDE_OTHERS);
+        assert_eq!(pace.size(), 375);
         for _ in 0..10 {
             pace.halve();
         }
@@ -71,7 +76,7 @@ mod tests {
     #[test]
     fn a_size_of_one_grows() {
         let mut pace = Pace::new(0, 1, 10);
-        pace.took(Duration::ZERO);
+        pace.took(Duration::ZERO, TARGET);
         assert_eq!(pace.size(), 2);
     }
 }

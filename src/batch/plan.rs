@@ -16,6 +16,7 @@ use super::preflight::{self, Target};
 use super::report::Report;
 use super::rule::{Change, Rule};
 use super::statement::{Input, Statements};
+use super::throttle::Yielding;
 use super::{driver, exemption, states, verify};
 use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
 use crate::ledger::leader::FenceError;
@@ -76,6 +77,8 @@ async fn draw_up(
         statements,
         held,
         tripped,
+        yielding: Yielding::new(rule.throttle.clone()),
+        started: Instant::now(),
         due,
         foreign_keys,
         driver,
@@ -123,6 +126,8 @@ struct RowPlan {
     statements: Statements,
     held: Held,
     tripped: Vec<Tripped>,
+    yielding: Yielding,
+    started: Instant,
     due: Estimate,
     foreign_keys: Vec<Value>,
     driver: String,
@@ -159,6 +164,7 @@ impl Plan for RowPlan {
 impl RowPlan {
     async fn run(&mut self, context: &mut JobContext) -> Result<JobReport, JobError> {
         let mut tally = Tally::default();
+        self.started = Instant::now();
         let passing = brake::check(context, &self.target.relation.display(), &self.tripped, self.due.rows).await?;
         // What an earlier attempt did counts against the brake too.
         let before = committed(context, &tally).await;
@@ -237,6 +243,7 @@ impl RowPlan {
         // The verification needs time too.
         let reserve = (left / 10).min(Duration::from_secs(30));
         let limits = Limits {
+            started: self.started,
             until: context.deadline.checked_sub(reserve).unwrap_or(context.deadline),
             rows: allowed,
             expected: self.due.rows,
@@ -251,6 +258,7 @@ impl RowPlan {
                 context: &mut *context,
                 statements: &mut self.statements,
                 held: &mut self.held,
+                yielding: &mut self.yielding,
                 limits,
                 tally: &mut *tally,
             };
@@ -268,6 +276,9 @@ impl RowPlan {
             why: self.why.clone(),
             rows: committed(context, &tally).await,
             tally,
+            throttle_ms: self.yielding.milliseconds(),
+            signals: self.yielding.shown(),
+            throttled: self.yielding.longest(),
             remains,
             hidden_not_erased: self
                 .target

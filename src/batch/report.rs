@@ -1,5 +1,7 @@
 //! The published report of a run on rows, and the outcome it amounts to.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::leaf_walk::{Halt, Tally};
@@ -24,6 +26,12 @@ pub(super) struct Report {
     pub(super) rows: u64,
     /// What this attempt did.
     pub(super) tally: Tally,
+    /// How long it yielded.
+    pub(super) throttle_ms: u64,
+    /// What the throttle's signals said.
+    pub(super) signals: Value,
+    /// The signal that held it longest.
+    pub(super) throttled: Option<(&'static str, Duration)>,
     /// What is left; nothing when that was not asked.
     pub(super) remains: Option<Remains>,
     /// Partitions whose rows are stored but hidden from the table.
@@ -49,6 +57,9 @@ impl Report {
             "locked": self.tally.locked,
             "remaining": self.remains.as_ref().map(|remains| remains.rows),
             "oldest_remaining": self.remains.as_ref().and_then(|remains| remains.oldest.clone()),
+            "gates": [],
+            "throttle_ms": self.throttle_ms,
+            "signals": self.signals,
             "hidden_not_erased": self.hidden_not_erased,
             "warnings": self.warnings,
         })
@@ -65,11 +76,16 @@ impl Report {
                     COUNT_LIMIT.. => (format!("more than {} rows", COUNT_LIMIT - 1), "are"),
                     rows => (format!("{rows} rows"), "are"),
                 };
-                let cause = match halt {
-                    Some(Halt::Budget) => "budget: the time limit came before the end",
-                    Some(Halt::Brake) => "max_rows: as many rows as the policy allows are done",
-                    _ if self.tally.locked > 0 => "locked: other sessions hold rows that are due",
-                    _ => "remaining: rows became due meanwhile, or a trigger or another partition's server kept them",
+                let cause = match (halt, self.throttled) {
+                    (Some(Halt::Budget), Some((signal, held))) => format!(
+                        "throttled: {signal} held the run for {:.0} s, and the time limit came before the end",
+                        held.as_secs_f64()
+                    ),
+                    (Some(Halt::Budget), None) => "budget: the time limit came before the end".to_owned(),
+                    (Some(Halt::Brake), _) => "max_rows: as many rows as the policy allows are done".to_owned(),
+                    _ if self.tally.locked > 0 => "locked: other sessions hold rows that are due".to_owned(),
+                    _ => "remaining: rows became due meanwhile, or a trigger or another partition's server kept them"
+                        .to_owned(),
                 };
                 reasons.push(format!("{cause}; {left} {verb} still due"));
             }
@@ -91,8 +107,6 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn report() -> Report {
@@ -108,6 +122,9 @@ mod tests {
                 longest: Duration::from_millis(12),
                 locked: 0,
             },
+            throttle_ms: 40,
+            signals: json!({ "replica_lag": { "state": "ok", "held_ms": 0 } }),
+            throttled: None,
             remains: Some(Remains {
                 rows: 0,
                 oldest: None,
@@ -129,6 +146,7 @@ mod tests {
   "driver": "time_range",
   "exempt": 7,
   "exempt_referenced": 3,
+  "gates": [],
   "held": 2,
   "hidden_not_erased": [],
   "locked": 0,
@@ -136,7 +154,14 @@ mod tests {
   "oldest_remaining": null,
   "remaining": 0,
   "rows": 1200,
+  "signals": {
+    "replica_lag": {
+      "held_ms": 0,
+      "state": "ok"
+    }
+  },
   "table": "public.events",
+  "throttle_ms": 40,
   "warnings": [
     "a warning"
   ],

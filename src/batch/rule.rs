@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::throttle::Throttle;
 use crate::values::{Period, TableName, Timezone};
 
 /// Which rows are due, and what becomes of them.
@@ -25,6 +26,8 @@ pub struct Rule {
     pub skip_if_referenced: bool,
     /// What makes a run implausible.
     pub brakes: Brakes,
+    /// When a run yields.
+    pub throttle: Throttle,
 }
 
 /// What becomes of rows that are due.

@@ -6,6 +6,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::estimate::LIMIT_STATEMENT;
 use super::statement::{Range, Statements};
+use super::throttle::Weight;
 use crate::job::JobContext;
 use crate::ledger::batches::{self, Batch};
 use crate::ledger::holds::{self, Holds};
@@ -57,8 +58,8 @@ pub(super) enum Attempt {
         locked: u64,
         /// The part of the table it covered.
         range: Range,
-        /// How long it took.
-        elapsed: Duration,
+        /// What it was to others.
+        weight: Weight,
     },
     /// Too many rows share the age at the batch's end; nothing was changed.
     Crowded,
@@ -118,7 +119,8 @@ pub(super) async fn run(
             FenceError::Database(error) => Failure::of(error, Duration::ZERO, BATCH_TIME),
             FenceError::Superseded(_) => Failure::Superseded(error),
         })?;
-        limit = prepare(&mut transaction, slice).await.map_err(other)?;
+        let (batch_limit, wal_before) = prepare(&mut transaction, slice).await.map_err(other)?;
+        limit = batch_limit;
         let database = |error: DatabaseError| Failure::of(error, Duration::ZERO, BATCH_TIME);
         holds::share(&mut transaction).await.map_err(database)?;
         if !holds::unchanged(&mut transaction, holds).await.map_err(database)? {
@@ -153,11 +155,12 @@ pub(super) async fn run(
                 .await
                 .map_err(Failure::Other)?;
         }
+        let (waiters, wal) = weigh(&mut transaction, &wal_before).await.map_err(other)?;
         Ok(Attempt::Done {
             rows,
             locked,
             range,
-            elapsed,
+            weight: Weight { elapsed, waiters, wal },
         })
     }
     .await;
@@ -170,25 +173,42 @@ pub(super) async fn run(
     result
 }
 
-/// Settings of the transaction; answers with its statement timeout.
-async fn prepare(transaction: &mut PgConnection, slice: &Slice) -> Result<Duration, sqlx::Error> {
+/// Settings of the transaction; answers with its statement timeout and where the WAL stood.
+async fn prepare(transaction: &mut PgConnection, slice: &Slice) -> Result<(Duration, String), sqlx::Error> {
     // The commits need not wait for the disk: the record that closes the run is written after them
     // and does wait, and the WAL is one sequence.
-    sqlx::query("SELECT set_config('synchronous_commit', 'off', true)")
-        .execute(&mut *transaction)
-        .await?;
-    if let Slice::Ages { .. } = slice {
-        // The index was chosen from the catalog; stale statistics must not turn each batch into a
-        // read of the whole table, nor its made-up cost into a compilation.
-        sqlx::query("SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)")
-            .execute(&mut *transaction)
-            .await?;
-    }
+    //
+    // The index was chosen from the catalog; stale statistics must not turn each batch into a read of
+    // the whole table, nor its made-up cost into a compilation.
+    let scan = match slice {
+        Slice::Ages { .. } => "off",
+        Slice::Blocks { .. } => "on",
+    };
+    let (wal, ..): (String, String, String, String) = sqlx::query_as(
+        "SELECT pg_current_wal_insert_lsn()::text, set_config('synchronous_commit', 'off', true),
+                set_config('jit', 'off', true), set_config('enable_seqscan', $1, true)",
+    )
+    .bind(scan)
+    .fetch_one(&mut *transaction)
+    .await?;
     let limit: i64 = sqlx::query_scalar(LIMIT_STATEMENT)
         .bind(i64::try_from(BATCH_TIME.as_millis()).unwrap_or(i64::MAX))
         .fetch_one(transaction)
         .await?;
-    Ok(Duration::from_millis(limit.unsigned_abs()))
+    Ok((Duration::from_millis(limit.unsigned_abs()), wal))
+}
+
+/// How many sessions wait for this transaction, and how much WAL was written since it began.
+async fn weigh(transaction: &mut PgConnection, wal_before: &str) -> Result<(u64, u64), sqlx::Error> {
+    let (waiters, wal): (i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE pg_backend_pid() = ANY (pg_blocking_pids(l.pid))),
+                pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1::text::pg_lsn)::int8
+         FROM pg_catalog.pg_locks l WHERE NOT l.granted",
+    )
+    .bind(wal_before)
+    .fetch_one(transaction)
+    .await?;
+    Ok((waiters.unsigned_abs(), wal.unsigned_abs()))
 }
 
 /// The part of the table that a slice covers; `None` when too many rows share the age at its end.

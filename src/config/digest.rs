@@ -75,6 +75,7 @@ fn job(settings: &JobSettings) -> Value {
         "run_timeout": millis(settings.run_timeout),
         "lock_timeout": millis(settings.lock_timeout),
         "retries": settings.retries,
+        "throttle": settings.throttle,
         "kind": settings.kind,
     })
 }

@@ -9,7 +9,8 @@ use super::policy::{self, Policy};
 use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
-use super::{backup, retention, transition};
+use super::{backup, retention, throttle, transition};
+use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
 use crate::schedule::cron::Schedule;
@@ -62,6 +63,8 @@ pub struct JobSettings {
     pub lock_timeout: Duration,
     /// How many more attempts follow a transient failure. 0 to 10.
     pub retries: u32,
+    /// When a job that works on rows yields.
+    pub throttle: Throttle,
     /// What it does.
     pub kind: KindSettings,
     /// Where its header stands.
@@ -136,7 +139,17 @@ pub(super) fn read<'a>(name: Option<JobName>, field: &Field<'a>, scope: &Scope<'
     let groups = section
         .optional("groups")
         .map_or(Some(Vec::new()), |field| groups(&field));
+    let throttle_field = section.optional("throttle");
+    let throttle = throttle_field
+        .as_ref()
+        .map_or_else(|| Some(Throttle::default()), throttle::read);
     let kind = kind(&mut section, scope);
+    if let (Some(field), Some(kind)) = (&throttle_field, &kind)
+        && !kind.kind().is_destructive()
+    {
+        let problem = format!("a {} does not work on rows and cannot yield", kind.kind().as_str());
+        field.error(&problem, "leave it out");
+    }
     section.finish(&PLANNED);
     Some(JobSettings {
         name: name?,
@@ -152,6 +165,7 @@ pub(super) fn read<'a>(name: Option<JobName>, field: &Field<'a>, scope: &Scope<'
         run_timeout: policy.run_timeout,
         lock_timeout: policy.lock_timeout,
         retries: policy.retries,
+        throttle: throttle?,
         kind: kind?,
         place,
         places,

@@ -23,6 +23,7 @@ mod store;
 mod suggest;
 mod surroundings;
 mod syntax;
+mod throttle;
 mod transition;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@ use super::backup::{BackupJob, BackupSettings, OpenStore};
 use super::retention::RetentionJob;
 use super::transition::TransitionJob;
 use crate::backup::parts::PartSizes;
+use crate::batch::Throttle;
 use crate::job::Job;
 use crate::store::{StoreError, StoreSettings};
 use crate::values::Timezone;
@@ -22,14 +23,20 @@ pub struct Surroundings {
     pub timezone: Timezone,
     /// The store of a backup; the configuration has checked that it exists.
     pub store: Option<StoreSettings>,
+    /// When a job that works on rows yields.
+    pub throttle: Throttle,
 }
 
 /// Builds the job that its settings describe.
 #[must_use]
 pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
     match kind {
-        KindSettings::Retention(settings) => Arc::new(RetentionJob::new(settings.clone())),
-        KindSettings::Transition(settings) => Arc::new(TransitionJob::new(settings.clone())),
+        KindSettings::Retention(settings) => {
+            Arc::new(RetentionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
+        }
+        KindSettings::Transition(settings) => {
+            Arc::new(TransitionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
+        }
         KindSettings::Backup(settings) => Arc::new(backup(settings, surroundings)),
     }
 }

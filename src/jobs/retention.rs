@@ -4,7 +4,7 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::batch::{self, Brakes, Change, Rule};
+use crate::batch::{self, Brakes, Change, Rule, Throttle};
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
 use crate::postgres::grant::Grant;
 use crate::values::{Period, TableName, Timezone};
@@ -42,13 +42,23 @@ pub struct RetentionSettings {
 #[derive(Debug, Clone)]
 pub struct RetentionJob {
     settings: RetentionSettings,
+    throttle: Throttle,
 }
 
 impl RetentionJob {
     /// A job of these settings.
     #[must_use]
     pub fn new(settings: RetentionSettings) -> Self {
-        Self { settings }
+        Self {
+            settings,
+            throttle: Throttle::default(),
+        }
+    }
+
+    /// The same job, which yields when these say so.
+    #[must_use]
+    pub fn with_throttle(self, throttle: Throttle) -> Self {
+        Self { throttle, ..self }
     }
 
     fn rule(&self) -> Rule {
@@ -66,6 +76,7 @@ impl RetentionJob {
                 max_rows: settings.max_rows,
                 max_fraction: settings.max_fraction,
             },
+            throttle: self.throttle.clone(),
         }
     }
 }

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::batch::{self, Brakes, Change, Rule, StateChange};
+use crate::batch::{self, Brakes, Change, Rule, StateChange, Throttle};
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
 use crate::postgres::grant::Grant;
 use crate::values::{Period, TableName, Timezone};
@@ -48,13 +48,23 @@ pub struct FromState {
 #[derive(Debug, Clone)]
 pub struct TransitionJob {
     settings: TransitionSettings,
+    throttle: Throttle,
 }
 
 impl TransitionJob {
     /// A job of these settings.
     #[must_use]
     pub fn new(settings: TransitionSettings) -> Self {
-        Self { settings }
+        Self {
+            settings,
+            throttle: Throttle::default(),
+        }
+    }
+
+    /// The same job, which yields when these say so.
+    #[must_use]
+    pub fn with_throttle(self, throttle: Throttle) -> Self {
+        Self { throttle, ..self }
     }
 
     fn rule(&self) -> Rule {
@@ -74,6 +84,7 @@ impl TransitionJob {
             keep_latest_per: Vec::new(),
             skip_if_referenced: false,
             brakes: Brakes::default(),
+            throttle: self.throttle.clone(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod equivalence;
 mod holds;
 mod keeps;
 mod refusals;
+mod throttle;
 mod walks;
 
 use pgreeve::jobs::retention::{RetentionJob, RetentionSettings};

@@ -47,6 +47,7 @@ async fn a_report_holds_exactly_the_published_keys() {
             "driver",
             "exempt",
             "exempt_referenced",
+            "gates",
             "held",
             "hidden_not_erased",
             "locked",
@@ -54,7 +55,9 @@ async fn a_report_holds_exactly_the_published_keys() {
             "oldest_remaining",
             "remaining",
             "rows",
+            "signals",
             "table",
+            "throttle_ms",
             "warnings",
             "why"
         ]
