@@ -169,13 +169,16 @@ impl Sampler {
             _ => State::Ok,
         };
         let vacuuming = throttle.autovacuum.then_some(0_u8);
-        let activity = match &self.last {
-            _ if !throttle.yield_to_others => State::Ok,
-            _ if others > 0 => State::Hold,
-            None => State::Ok,
-            Some((_, before)) if hidden && transactions - before > OWN_TRANSACTIONS => State::Hold,
-            Some(_) if hidden => State::Unknown,
-            Some(_) => State::Ok,
+        // Where sessions are hidden, transactions since the last sample tell.
+        let more = self.last.as_ref().map(|(_, before)| transactions - before);
+        let activity = if !throttle.yield_to_others {
+            State::Ok
+        } else if others > 0 || (hidden && more.is_some_and(|more| more > OWN_TRANSACTIONS)) {
+            State::Hold
+        } else if hidden {
+            State::Unknown
+        } else {
+            State::Ok
         };
         self.last = Some((now, transactions));
         Ok(Signals::from([

@@ -9,6 +9,7 @@ use super::site::{database_failure, job};
 use super::{Exit, Failure, bad_configuration, counted, output};
 use crate::config::{Config, JobSettings};
 use crate::job::Outcome;
+use crate::ledger::lag;
 use crate::ledger::runs::{self, HistoryFilter, RunRecord};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
@@ -212,18 +213,25 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
             Ok(mut records) => (records.pop(), None),
             Err(error) => (None, Some(error.to_string())),
         };
+        let behind = match &record {
+            Some(_) if settings.kind.kind().is_destructive() => read_lag(target, &settings.name).await.unwrap_or(None),
+            _ => None,
+        };
         let ended = record.as_ref().and_then(RunRecord::outcome);
         if trouble.is_some() || ended.is_some_and(|outcome| outcome != Outcome::Succeeded) {
             worst = Exit::NotGreen;
         }
         let next = settings.schedule.next_after(now).map(|slot| slot.scheduled_for);
-        entries.push((settings, record, trouble, next));
+        entries.push((settings, record, trouble, next, behind));
     }
     if as_json {
         let jobs: Vec<Value> = entries
             .iter()
-            .map(|(settings, record, trouble, next)| {
-                json!({ "job": settings.name, "database": settings.database, "last": record, "error": trouble, "next": next })
+            .map(|(settings, record, trouble, next, behind)| {
+                json!({
+                    "job": settings.name, "database": settings.database, "last": record, "error": trouble, "next": next,
+                    "over_retention_seconds": behind,
+                })
             })
             .collect();
         output::document(&json!({ "version": 1, "jobs": jobs }));
@@ -231,7 +239,7 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
     }
     let rows: Vec<Vec<String>> = entries
         .iter()
-        .map(|(settings, record, trouble, next)| {
+        .map(|(settings, record, trouble, next, behind)| {
             let last = record.as_ref().map(history_row).unwrap_or_default();
             let cell = |index: usize| last.get(index).cloned().unwrap_or_default();
             vec![
@@ -244,10 +252,49 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
                 },
                 cell(0),
                 next.map(|at| at.to_string()).unwrap_or_default(),
+                behind.map(roughly).unwrap_or_default(),
                 trouble.clone().unwrap_or_else(|| cell(6)),
             ]
         })
         .collect();
-    output::table(&["JOB", "DATABASE", "LAST", "AT", "NEXT", "REASON"], &rows);
+    output::table(&["JOB", "DATABASE", "LAST", "AT", "NEXT", "BEHIND", "REASON"], &rows);
     Ok(worst)
+}
+
+/// How far behind a policy is; nothing where that cannot be read, which the job's line says already.
+async fn read_lag(target: &ConnectTarget, job: &JobName) -> Result<Option<u64>, DatabaseError> {
+    let mut session = Session::open(target, &SessionSettings::control("pgreeve:status")).await?;
+    let lag = lag::over_retention(session.connection(), job).await;
+    session.close().await;
+    lag
+}
+
+/// The two largest units of a time, rounded down: `3d4h`.
+fn roughly(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let start = units
+        .iter()
+        .position(|(size, _)| seconds >= *size)
+        .unwrap_or(units.len() - 1);
+    let mut left = seconds;
+    let mut parts = Vec::new();
+    for (size, unit) in units.iter().skip(start).take(2) {
+        let count = left / size;
+        left %= size;
+        if count > 0 || parts.is_empty() {
+            parts.push(format!("{count}{unit}"));
+        }
+    }
+    parts.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_shown_by_its_two_largest_units() {
+        let shown = [0, 59, 60, 3661, 86_400, 273_600].map(roughly);
+        assert_eq!(shown, ["0s", "59s", "1m", "1h1m", "1d", "3d4h"]);
+    }
 }

@@ -8,6 +8,7 @@ pub mod batches;
 pub mod cancels;
 pub mod forgotten;
 pub mod holds;
+pub mod lag;
 pub mod leader;
 pub mod locks;
 pub mod migrate;

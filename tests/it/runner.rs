@@ -363,15 +363,15 @@ async fn meet_another_session(same_job: SameJob, lets_go: bool) -> RunRecord {
 
 #[tokio::test]
 async fn a_run_that_queues_waits_for_the_session_that_runs_its_job() {
-    let record = meet_another_session(SameJob::Wait, true).await;
+    let record = Box::pin(meet_another_session(SameJob::Wait, true)).await;
     assert_eq!(record.outcome.as_deref(), Some("succeeded"), "{record:?}");
-    let record = meet_another_session(SameJob::Wait, false).await;
+    let record = Box::pin(meet_another_session(SameJob::Wait, false)).await;
     assert_eq!(record.outcome.as_deref(), Some("skipped"));
     assert!(record.reason.unwrap().contains("(start_deadline)"));
 }
 
 #[tokio::test]
 async fn a_run_that_replaces_ends_the_session_that_runs_its_job() {
-    let record = meet_another_session(SameJob::Replace, false).await;
+    let record = Box::pin(meet_another_session(SameJob::Replace, false)).await;
     assert_eq!(record.outcome.as_deref(), Some("succeeded"), "{record:?}");
 }

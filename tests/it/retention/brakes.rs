@@ -230,6 +230,12 @@ async fn by_default_a_third_of_a_table_needs_an_approval_and_the_program_tells_h
     host.run(&["approve", hash]).expect_code(0);
     let run = host.run(&["run", "purge", "--json"]).expect_code(0).json();
     assert_eq!(run["run"]["report"]["rows"], 20);
+    let status = host.run(&["status", "--json"]).expect_code(0).json();
+    assert!(
+        status["jobs"][0]["over_retention_seconds"].as_u64().unwrap() < 60,
+        "{status}"
+    );
+    assert!(host.run(&["status"]).expect_code(0).stdout.contains("BEHIND"));
     let approved = host
         .audit_records()
         .into_iter()
