@@ -15,6 +15,7 @@ mod prune;
 mod run;
 mod shell;
 mod site;
+mod why;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ use rustix::process::Signal;
 use tokio::signal::unix::SignalKind;
 
 use crate::config::{Config, Finding};
-use crate::job::Outcome;
+use crate::job::{Outcome, Trigger};
 use crate::telemetry::logs;
 use crate::values::{JobName, ValueError};
 
@@ -78,6 +79,14 @@ enum Verb {
     Next(NextArguments),
     /// Show how each job stands: its last run and its next slot.
     Status,
+    /// Say why a job ran, or did not run, at an instant.
+    Why {
+        /// The job's name.
+        job: JobName,
+        /// When: 2026-03-08T07:00:00Z, or 2026-03-08T02:30 in the job's zone.
+        #[arg(long, value_name = "T", value_parser = why::parse_at)]
+        at: why::At,
+    },
     /// Show what ran, and what did not and why.
     History(HistoryArguments),
     /// Legal holds: place, release, list them.
@@ -153,6 +162,15 @@ struct HistoryArguments {
     /// Runs and slots since this instant (RFC 3339).
     #[arg(long, value_name = "T", value_parser = parse_instant)]
     since: Option<Timestamp>,
+    /// Runs and slots before this instant (RFC 3339).
+    #[arg(long, value_name = "T")]
+    until: Option<Timestamp>,
+    /// One trigger only: `schedule`, `catch_up` or `manual`.
+    #[arg(long, value_parser = parse_trigger)]
+    trigger: Option<Trigger>,
+    /// Only what ended and is not green.
+    #[arg(long, conflicts_with = "outcome")]
+    not_green: bool,
     /// One outcome only, such as `failed`.
     #[arg(long, value_parser = parse_outcome)]
     outcome: Option<Outcome>,
@@ -234,6 +252,12 @@ enum AuditVerb {
         #[arg(long, value_name = "FILE")]
         public_key: Option<PathBuf>,
     },
+}
+
+fn parse_trigger(text: &str) -> Result<Trigger, String> {
+    let all = [Trigger::Schedule, Trigger::CatchUp, Trigger::Manual];
+    let found = all.into_iter().find(|trigger| trigger.as_str() == text);
+    found.ok_or_else(|| "the triggers are schedule, catch_up and manual".to_owned())
 }
 
 fn parse_outcome(text: &str) -> Result<Outcome, String> {
@@ -367,10 +391,14 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             json,
         ),
         Verb::Status => inspect::status(&load(file)?, json).await,
+        Verb::Why { job, at } => why::why(&load(file)?, &job, at, json).await,
         Verb::History(arguments) => {
             let filter = crate::ledger::runs::HistoryFilter {
                 job: arguments.job,
                 since: arguments.since,
+                until: arguments.until,
+                trigger: arguments.trigger,
+                not_green: arguments.not_green,
                 outcome: arguments.outcome,
                 limit: arguments.limit,
             };

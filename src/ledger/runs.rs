@@ -273,13 +273,35 @@ pub async fn find(
     Ok(row.map(|row| RunRecord::from_row(&row, database)).transpose()?)
 }
 
+/// The record of one slot.
+pub async fn of_slot(
+    connection: &mut PgConnection,
+    database: &str,
+    job: &JobName,
+    slot: Timestamp,
+) -> Result<Option<RunRecord>, DatabaseError> {
+    let sql = format!("SELECT {RECORD_COLUMNS} FROM pgreeve.run WHERE job = $1 AND scheduled_for = $2");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(job.as_str())
+        .bind(slot.to_sqlx())
+        .fetch_optional(connection)
+        .await?;
+    Ok(row.map(|row| RunRecord::from_row(&row, database)).transpose()?)
+}
+
 /// What `history` may be narrowed to.
 #[derive(Debug, Clone, Default)]
 pub struct HistoryFilter {
     /// One job.
     pub job: Option<JobName>,
-    /// Runs made since.
+    /// Slots, and manual runs made, since.
     pub since: Option<Timestamp>,
+    /// Slots, and manual runs made, before.
+    pub until: Option<Timestamp>,
+    /// One trigger.
+    pub trigger: Option<Trigger>,
+    /// Only what is at its end and not green.
+    pub not_green: bool,
     /// One outcome.
     pub outcome: Option<Outcome>,
     /// At most so many, the newest.
@@ -296,6 +318,8 @@ pub async fn history(
         "SELECT {RECORD_COLUMNS} FROM pgreeve.run
          WHERE ($1::text IS NULL OR job = $1) AND ($2::timestamptz IS NULL OR coalesce(scheduled_for, created_at) >= $2)
            AND ($3::text IS NULL OR outcome = $3)
+           AND ($5::timestamptz IS NULL OR coalesce(scheduled_for, created_at) < $5)
+           AND ($6::text IS NULL OR trigger = $6) AND (NOT $7 OR outcome <> 'succeeded')
          ORDER BY coalesce(scheduled_for, created_at) DESC, created_at DESC LIMIT $4"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -303,6 +327,9 @@ pub async fn history(
         .bind(filter.since.map(ToSqlx::to_sqlx))
         .bind(filter.outcome.map(Outcome::as_str))
         .bind(filter.limit)
+        .bind(filter.until.map(ToSqlx::to_sqlx))
+        .bind(filter.trigger.map(Trigger::as_str))
+        .bind(filter.not_green)
         .fetch_all(connection)
         .await?;
     Ok(rows

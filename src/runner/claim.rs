@@ -76,7 +76,7 @@ fn stopped(name: &str) -> Claimed {
 }
 
 fn limit(request: &RunRequest) -> Duration {
-    request.job.sharing.start_deadline.min(request.job.run_timeout)
+    request.job.sharing.start_deadline
 }
 
 /// Takes the lock of the job itself: who holds it runs the job, whatever a row says.

@@ -37,7 +37,7 @@ async fn application() -> Database {
 }
 
 /// The job `purge` on the table `events`.
-const PURGE: &str = "[jobs.purge]\nschedule = \"0 2 * * *\"\napproval = \"none\"\nretries = 0\nretention = { table = \"events\", age_column = \"created_at\", keep = \"90d\", where = \"processed\" }\n";
+const PURGE: &str = "[jobs.purge]\nschedule = \"0 2 * * *\"\napproval = \"none\"\nretries = 0\nretention = { table = \"events\", age_column = \"created_at\", keep = \"90d\", where = \"processed\", max_fraction = 1 }\n";
 
 /// The job `nightly`, to the store `offsite`.
 const NIGHTLY: &str = "[jobs.nightly]\nschedule = \"30 3 * * *\"\nretries = 0\nbackup = { store = \"offsite\" }\n";
