@@ -1,24 +1,34 @@
 //! The daemon: the start sequence in one readable function, and the only place that sees every
 //! part.
 
+mod desk;
+mod fleet;
+mod reload;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use sd_notify::NotifyState;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::desk::Office;
+use self::fleet::Fleet;
 
 use crate::audit::{AuditError, AuditLog, Entry, RecordKind};
 use crate::config::{Config, JobSettings};
-use crate::http::{self, Liveness, Sight};
+use crate::control::{self, ControlSocket, SocketError};
+use crate::http::{self, Sight};
 use crate::job::Approval;
 use crate::jobs::KindSettings;
 use crate::jobs::build::{Surroundings, build};
 use crate::lifecycle;
-use crate::runner::{RunnableJob, Runner, SameJob, Sharing, Stops};
-use crate::schedule::dispatcher::{Dispatcher, Standing, Status};
+use crate::runner::{RunnableJob, SameJob, Sharing, Stops};
+use crate::schedule::dispatcher::{Standing, Status};
 use crate::schedule::heartbeat::Heartbeat;
 use crate::schedule::policy::{Overlap, start_delay};
 use crate::schedule::slots::ScheduledJob;
@@ -50,6 +60,9 @@ pub enum DaemonError {
     /// A dispatcher ended by a defect; the jobs of its database would not run any more.
     #[error("a database's dispatcher panicked; the log names the line")]
     Dispatcher,
+    /// The control socket cannot be made, or another daemon has it.
+    #[error("{0}")]
+    Control(#[from] SocketError),
     /// The heartbeat cannot start.
     #[error("start the heartbeat: {0}")]
     Heartbeat(String),
@@ -61,69 +74,47 @@ pub enum DaemonError {
 /// When it cannot start; nothing has run then. Also when a dispatcher broke: what ran has ended in
 /// good order, and the service manager starts the daemon anew.
 pub async fn run(config: &Config) -> Result<(), DaemonError> {
+    let socket = ControlSocket::bind(&config.daemon.runtime_dir).await?;
     let audit = AuditLog::open(&config.daemon.state_dir.join("audit"), &config.daemon.instance)?;
     let actor = format!("daemon:{}", config.daemon.instance);
     announce(&audit, config, &actor).await?;
 
     let metrics = telemetry::metrics::start()?;
-    for job in config.jobs.keys() {
-        telemetry::metrics::job_known(job.as_str());
-    }
     let stops = Stops::default();
     lifecycle::listen(stops.clone()).map_err(DaemonError::Signals)?;
 
-    let runner = Runner::new(audit.clone());
-    let mut dispatchers = JoinSet::new();
-    let (mut senders, mut states, mut liveness) = (Vec::new(), Vec::new(), Vec::new());
-    for (database, jobs) in jobs_by_database(config) {
-        let target = config.databases[database].target.clone();
-        let instance = config.daemon.instance.clone();
-        let dispatcher = Dispatcher::new(
-            database.clone(),
-            target,
-            instance,
-            jobs,
-            runner.clone(),
-            audit.clone(),
-            stops.clone(),
-        )
-        .within(
-            usize::try_from(config.databases[database].max_runs).unwrap_or(usize::MAX),
-            config.daemon.history_keep,
-        );
-        let (sender, receiver) = mpsc::channel(1);
-        senders.push(sender);
-        states.push(dispatcher.status());
-        let probe: Liveness = Arc::new(dispatcher.liveness());
-        liveness.push(probe);
-        dispatchers.spawn(dispatcher.run(receiver));
-    }
+    let fleet = Arc::new(Fleet::new(audit.clone(), stops.clone()));
+    fleet.apply(config).await;
     if let Some(address) = config.daemon.listen {
-        let jobs = config
-            .jobs
-            .values()
-            .map(|job| (job.name.clone(), job.database.clone(), job.schedule.clone()));
+        let seen = Arc::clone(&fleet);
         let sight = Sight {
             instance: config.daemon.instance.clone(),
-            states: states.clone(),
-            liveness: liveness.clone(),
-            jobs: jobs.collect(),
+            view: Arc::new(move || seen.view()),
             metrics,
         };
         http::serve(address, sight, stops.soft.clone())
             .await
             .map_err(|error| DaemonError::Listen(address, error))?;
     }
-    let heartbeat = Heartbeat::start(move || {
-        for sender in &senders {
-            // A full channel means that the dispatcher has a poke waiting already.
-            let _ = sender.try_send(());
+    let poked = Arc::clone(&fleet);
+    let heartbeat = Heartbeat::start(move || poked.poke())
+        .await
+        .map_err(|error| DaemonError::Heartbeat(error.to_string()))?;
+
+    let office = Office::new(config.clone(), audit.clone(), Arc::clone(&fleet));
+    let on_hangup = office.clone();
+    lifecycle::on_hangup(move || {
+        let office = on_hangup.clone();
+        async move {
+            // What is wrong is in the log and in the audit log.
+            let _ = office.reload("signal:SIGHUP").await;
         }
     })
-    .await
-    .map_err(|error| DaemonError::Heartbeat(error.to_string()))?;
+    .map_err(DaemonError::Signals)?;
+    let closing = CancellationToken::new();
+    let serving = tokio::spawn(control::serve(socket, Arc::new(office.clone()), closing.clone()));
 
-    let first_answers = states.clone();
+    let first_answers = fleet.posts().into_values().map(|post| post.status).collect();
     let soft = stops.soft.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -135,37 +126,22 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
         lifecycle::notify(&[NotifyState::Ready]);
         tracing::info!("ready");
     });
-    tokio::spawn(publish_status(states));
-    tokio::spawn(keep_watchdog_quiet(liveness));
+    tokio::spawn(publish_status(Arc::clone(&fleet), office.verdict()));
+    tokio::spawn(keep_watchdog_quiet(Arc::clone(&fleet)));
     let sealing = tokio::spawn(seal_hourly(audit.clone()));
 
-    let whole = wait_for_all(&mut dispatchers, &stops).await;
+    let whole = fleet.end().await;
     heartbeat.stop().await;
     sealing.abort();
+    closing.cancel();
+    if let Err(error) = serving.await {
+        tracing::error!(error = %error, "the control socket's task did not end well");
+    }
     audit
         .append(Entry::new(RecordKind::DaemonStop, json!({})).actor(actor))
         .await?;
     audit.append_checkpoint().await?;
     tracing::info!("stopped");
-    whole
-}
-
-/// Waits until every dispatcher has ended. When one breaks, the others drain as at a shutdown: a
-/// daemon that goes on without it would look healthy and leave its database's jobs undone.
-async fn wait_for_all(dispatchers: &mut JoinSet<()>, stops: &Stops) -> Result<(), DaemonError> {
-    let mut whole = Ok(());
-    while let Some(ended) = dispatchers.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(error = %error, "a dispatcher broke; stopping, so that the service manager starts the daemon anew");
-            whole = Err(DaemonError::Dispatcher);
-            stops.soft.cancel();
-            let hard = stops.hard.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(lifecycle::DRAIN_LIMIT).await;
-                hard.cancel();
-            });
-        }
-    }
     whole
 }
 
@@ -224,21 +200,7 @@ fn jobs_by_database(config: &Config) -> BTreeMap<&Name, Vec<ScheduledJob>> {
 
 async fn announce(audit: &AuditLog, config: &Config, actor: &str) -> Result<(), AuditError> {
     let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
-    let policies: BTreeMap<&str, String> = config
-        .jobs
-        .values()
-        .map(|job| (job.name.as_str(), job.kind.fingerprint()))
-        .collect();
-    let schedules: BTreeMap<&str, String> = config
-        .jobs
-        .values()
-        .map(|job| {
-            (
-                job.name.as_str(),
-                format!("{} {}", job.schedule, job.schedule.timezone().name()),
-            )
-        })
-        .collect();
+    let (policies, schedules) = policies_and_schedules(config);
     let start =
         json!({ "version": env!("CARGO_PKG_VERSION"), "instance": config.daemon.instance, "pid": std::process::id() });
     audit
@@ -254,6 +216,17 @@ async fn announce(audit: &AuditLog, config: &Config, actor: &str) -> Result<(), 
     Ok(())
 }
 
+/// Each job's policy, and its schedule with its zone, as the audit log keeps them.
+fn policies_and_schedules(config: &Config) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    let of_job = |value: fn(&JobSettings) -> String| {
+        let jobs = config.jobs.values();
+        jobs.map(|job| (job.name.to_string(), value(job))).collect()
+    };
+    let policies = of_job(|job| job.kind.fingerprint());
+    let schedules = of_job(|job| format!("{} {}", job.schedule, job.schedule.timezone().name()));
+    (policies, schedules)
+}
+
 async fn wait_for_answers(states: Vec<watch::Receiver<Status>>) {
     for mut state in states {
         // An error means the dispatcher has ended, which is an answer too.
@@ -262,17 +235,32 @@ async fn wait_for_answers(states: Vec<watch::Receiver<Status>>) {
 }
 
 /// Keeps `systemctl status` informed.
-async fn publish_status(mut states: Vec<watch::Receiver<Status>>) {
+async fn publish_status(fleet: Arc<Fleet>, mut verdict: watch::Receiver<Option<String>>) {
+    let mut set = fleet.changes();
     loop {
+        let mut states: Vec<_> = fleet.posts().into_values().map(|post| post.status).collect();
         let text = {
-            let all: Vec<_> = states.iter().map(|state| state.borrow().clone()).collect();
-            status_text(&all)
+            let all: Vec<_> = states
+                .iter_mut()
+                .map(|state| state.borrow_and_update().clone())
+                .collect();
+            let mut text = status_text(&all);
+            if let Some(verdict) = verdict.borrow_and_update().as_deref() {
+                text = format!("{text}; {verdict}");
+            }
+            text
         };
         lifecycle::notify(&[NotifyState::Status(&text)]);
-        let changes = states.iter_mut().map(|state| Box::pin(state.changed()));
-        let (first, _, _) = futures::future::select_all(changes).await;
-        if first.is_err() {
-            return;
+        // A dispatcher that has ended changes no more; the others may.
+        let mut next_standing: FuturesUnordered<_> = states
+            .iter_mut()
+            .filter(|state| state.has_changed().is_ok())
+            .map(watch::Receiver::changed)
+            .collect();
+        tokio::select! {
+            changed = set.changed() => if changed.is_err() { return },
+            changed = verdict.changed() => if changed.is_err() { return },
+            Some(_) = next_standing.next() => {}
         }
     }
 }
@@ -295,13 +283,13 @@ fn status_text(all: &[Status]) -> String {
 
 /// Tells the service manager that the dispatchers' loops are alive. A database that is down does
 /// not count: the loop goes on without it, and a restart would not bring it back.
-async fn keep_watchdog_quiet(liveness: Vec<Liveness>) {
+async fn keep_watchdog_quiet(fleet: Arc<Fleet>) {
     let Some(interval) = lifecycle::watchdog_interval() else {
         return;
     };
     loop {
         tokio::time::sleep(interval).await;
-        if liveness.iter().all(|silent_for| silent_for() < DEAD_LOOP) {
+        if fleet.posts().values().all(|post| (post.silent_for)() < DEAD_LOOP) {
             lifecycle::notify(&[NotifyState::Watchdog]);
         } else {
             tracing::error!("a dispatcher's loop has stopped; the service manager will restart the daemon");
@@ -315,24 +303,5 @@ async fn seal_hourly(audit: AuditLog) {
         if let Err(error) = audit.append_checkpoint().await {
             tracing::error!(error = %error, "the audit log could not be sealed");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_dispatcher_that_breaks_stops_the_others_and_the_daemon_with_an_error() {
-        let stops = Stops::default();
-        let mut dispatchers = JoinSet::new();
-        let soft = stops.soft.clone();
-        dispatchers.spawn(async move { soft.cancelled().await });
-        dispatchers.spawn(async { panic!("a test's panic") });
-        let ended = wait_for_all(&mut dispatchers, &stops).await;
-        assert!(matches!(ended, Err(DaemonError::Dispatcher)), "{ended:?}");
-        let mut dispatchers = JoinSet::new();
-        dispatchers.spawn(async {});
-        assert!(wait_for_all(&mut dispatchers, &stops).await.is_ok());
     }
 }

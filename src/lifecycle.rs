@@ -40,6 +40,29 @@ pub fn listen(stops: Stops) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Calls `reload` at each SIGHUP, one after the other.
+///
+/// # Errors
+/// When the signal cannot be listened to.
+pub fn on_hangup<F: Future<Output = ()> + Send>(reload: impl Fn() -> F + Send + 'static) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload().await;
+        }
+    });
+    Ok(())
+}
+
+/// Tells the service manager that a reload has begun. [`NotifyState::Ready`] ends it, whatever came
+/// of it: without that, the service manager would wait for ever.
+pub fn notify_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(error = %error, "the service manager was not told of the reload"),
+    }
+}
+
 /// Tells the service manager, if there is one.
 pub fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {

@@ -5,6 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::control::{daemon_status, pauses_in_force, print_daemon};
 use super::site::{database_failure, job};
 use super::{Exit, Failure, bad_configuration, counted, output};
 use crate::config::{Config, JobSettings};
@@ -201,6 +202,16 @@ async fn read_history(
 pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failure> {
     let now = Timestamp::now();
     let (mut entries, mut worst) = (Vec::new(), Exit::Green);
+    let daemon = daemon_status(config).await;
+    let mut paused = Vec::new();
+    for settings in config.databases.values() {
+        // A database that cannot be reached is named below, by its jobs.
+        paused.extend(pauses_in_force(&settings.target).await.unwrap_or_default());
+    }
+    let paused_until = |job: &JobName| {
+        let pause = paused.iter().find(|pause| pause.job == job.as_str());
+        pause.map(|pause| pause.until)
+    };
     for settings in config.jobs.values() {
         let filter = HistoryFilter {
             job: Some(settings.name.clone()),
@@ -230,11 +241,11 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
             .map(|(settings, record, trouble, next, behind)| {
                 json!({
                     "job": settings.name, "database": settings.database, "last": record, "error": trouble, "next": next,
-                    "over_retention_seconds": behind,
+                    "over_retention_seconds": behind, "paused_until": paused_until(&settings.name),
                 })
             })
             .collect();
-        output::document(&json!({ "version": 1, "jobs": jobs }));
+        output::document(&json!({ "version": 1, "daemon": daemon, "jobs": jobs }));
         return Ok(worst);
     }
     let rows: Vec<Vec<String>> = entries
@@ -251,13 +262,18 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
                     (None, None) => "never ran".to_owned(),
                 },
                 cell(0),
-                next.map(|at| at.to_string()).unwrap_or_default(),
+                match paused_until(&settings.name) {
+                    Some(until) => format!("paused until {until}"),
+                    None => next.map(|at| at.to_string()).unwrap_or_default(),
+                },
                 behind.map(roughly).unwrap_or_default(),
                 trouble.clone().unwrap_or_else(|| cell(6)),
             ]
         })
         .collect();
     output::table(&["JOB", "DATABASE", "LAST", "AT", "NEXT", "BEHIND", "REASON"], &rows);
+    output::line("");
+    print_daemon(&daemon);
     Ok(worst)
 }
 

@@ -4,6 +4,7 @@
 mod audit;
 mod backup;
 mod connect;
+mod control;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
@@ -28,7 +29,7 @@ use tokio::signal::unix::SignalKind;
 use crate::config::{Config, Finding};
 use crate::job::{Outcome, Trigger};
 use crate::telemetry::logs;
-use crate::values::{JobName, ValueError};
+use crate::values::{JobName, Period, RunId, ValueError};
 
 /// Maintenance and retention daemon for PostgreSQL.
 ///
@@ -92,6 +93,21 @@ enum Verb {
     /// Legal holds: place, release, list them.
     #[command(subcommand)]
     Hold(hold::HoldVerb),
+    /// Let the daemon read the configuration again; a bad one leaves the old one in force.
+    Reload,
+    /// Take a job off its schedule for a while; each slot meanwhile gets a row as skipped.
+    Pause(PauseArguments),
+    /// Put a paused job back on its schedule.
+    Resume {
+        /// The job's name.
+        job: JobName,
+    },
+    /// End a run: its statement is cancelled on the server, and its record closed.
+    Cancel {
+        /// The run's id, as `status` and `history --json` show it.
+        #[arg(value_parser = parse_run)]
+        run: RunId,
+    },
     /// Backups: list, verify, restore and prune them.
     #[command(subcommand)]
     Backup(BackupVerb),
@@ -139,6 +155,18 @@ struct RunArguments {
     /// Why, for the record.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct PauseArguments {
+    /// The job's name.
+    job: JobName,
+    /// For how long, such as `2h`; at most 31 days.
+    #[arg(long = "for", value_name = "PERIOD")]
+    length: Period,
+    /// Why, for the record.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
 }
 
 #[derive(Debug, Args)]
@@ -267,6 +295,11 @@ fn parse_outcome(text: &str) -> Result<Outcome, String> {
     })
 }
 
+fn parse_run(text: &str) -> Result<RunId, String> {
+    let run = text.parse().map(RunId);
+    run.map_err(|_| "a run's id is a UUID; `pgreeve status` shows those that run".to_owned())
+}
+
 /// How the program ends. The numbers are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -382,7 +415,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Check(arguments) => inspect::check(file, arguments.connect, json).await,
         Verb::Plan { job } => run::plan(&load(file)?, &job, json).await,
         Verb::Approve { hash } => run::approve(&load(file)?, &hash, json).await,
-        Verb::Run(arguments) => run::run(&load(file)?, &arguments.job, arguments.reason, json).await,
+        Verb::Run(arguments) => Box::pin(run::run(&load(file)?, &arguments.job, arguments.reason, json)).await,
         Verb::Next(arguments) => inspect::next(
             &load(file)?,
             arguments.job.as_ref(),
@@ -405,6 +438,13 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             inspect::history(&load(file)?, &filter, json).await
         }
         Verb::Hold(verb) => hold::hold(&load(file)?, &verb, json).await,
+        Verb::Reload => control::reload(file, json).await,
+        Verb::Pause(arguments) => {
+            let config = load(file)?;
+            control::pause(&config, &arguments.job, arguments.length, &arguments.reason, json).await
+        }
+        Verb::Resume { job } => control::resume(&load(file)?, &job, json).await,
+        Verb::Cancel { run } => control::cancel(&load(file)?, run, json).await,
         Verb::Backup(BackupVerb::List { job }) => backup::list(&load(file)?, job.as_ref(), json).await,
         Verb::Backup(BackupVerb::Verify(arguments)) => prove::verify(&load(file)?, &arguments, json).await,
         Verb::Backup(BackupVerb::Prune(arguments)) => prune::prune(&load(file)?, &arguments, json).await,

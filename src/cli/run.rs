@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
+use super::control::{ask, call_failure};
 use super::site::{database_failure, job, target};
 use super::{Exit, Failure, actor, output};
 use crate::audit::{AuditError, AuditLog, Entry, RecordKind};
 use crate::config::{Config, JobSettings};
+use crate::control::{CallError, Update, Verb, Why};
 use crate::daemon::{self, DaemonError};
-use crate::job::{Disposition, JobError, Progress, RecordError, Recorder, Trigger};
-use crate::ledger::leader::{Campaign, Fence, Leader};
+use crate::job::{Disposition, JobError, Outcome, Progress, RecordError, Recorder, Trigger};
+use crate::ledger::leader::{CONFIRM_EVERY, Campaign, Fence, Leader};
 use crate::ledger::runs::{self, NewRun, RunRecord};
 use crate::ledger::{migrate, policies};
 use crate::lifecycle;
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::runner::{self, RunRequest, Runner, Site, Stops};
-use crate::schedule::recovery;
+use crate::schedule::{cancelling, recovery};
 use crate::values::{JobName, Name, RunId};
 
 /// How often a terminal's progress line is renewed at the most.
@@ -130,8 +133,18 @@ pub(super) async fn approve(config: &Config, hash: &str, json: bool) -> Result<E
     Ok(Exit::Green)
 }
 
+/// Through the daemon where one runs and leads, else in this process.
 pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, json: bool) -> Result<Exit, Failure> {
     let settings = job(config, name)?;
+    if let Some(record) = run_in_the_daemon(config, settings, note.clone(), json).await? {
+        let outcome = record["outcome"].as_str().and_then(Outcome::from_word);
+        if json {
+            output::document(&json!({ "version": 1, "run": record }));
+        } else {
+            print_record(&record);
+        }
+        return Ok(outcome.map_or(Exit::Failed, Exit::from));
+    }
     let audit = open_audit(config)?;
     let mut site = look(&settings.database, target(config, &settings.database)?).await?;
     migrate::apply(&site.target)
@@ -162,10 +175,15 @@ pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, j
             .await
             .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     }
-    let record = run_once(config, settings, site, &audit, note, json).await?;
-    if let Some(lead) = lead {
-        lead.resign().await;
+    let stops = Stops::default();
+    let done = CancellationToken::new();
+    let keeper = lead.map(|lead| tokio::spawn(keep_leading(lead, stops.clone(), done.clone())));
+    let record = Box::pin(run_once(config, settings, site, &audit, note, json, stops)).await;
+    done.cancel();
+    if let Some(keeper) = keeper {
+        let _ = keeper.await;
     }
+    let record = record?;
     let exit = match record.outcome() {
         // Whoever calls us may try again; the run's own attempts are used up.
         Some(_) if record.may_pass => Exit::TryAgain,
@@ -175,9 +193,66 @@ pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, j
     if json {
         output::document(&json!({ "version": 1, "run": record }));
     } else {
-        print_record(&record);
+        print_record(&json!(record));
     }
     Ok(exit)
+}
+
+/// Confirms the lead until the work is done, so that no follower takes us for dead. When it is lost,
+/// the work is ended.
+async fn keep_leading(mut lead: Leader, stops: Stops, done: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = done.cancelled() => return lead.resign().await,
+            () = tokio::time::sleep(CONFIRM_EVERY) => {}
+        }
+        if let Err(error) = lead.confirm().await {
+            return stops.end_now(&format!("pgreeve, which lost the lead: {error}"));
+        }
+    }
+}
+
+/// `None` when no daemon runs, or the one that runs does not lead the job's database.
+async fn run_in_the_daemon(
+    config: &Config,
+    settings: &JobSettings,
+    note: Option<String>,
+    json: bool,
+) -> Result<Option<Value>, Failure> {
+    let verb = Verb::Run {
+        job: settings.name.clone(),
+        policy: settings.kind.fingerprint(),
+        note,
+    };
+    let shown = output::is_watched() && !json;
+    let started = std::time::Instant::now();
+    let mut run = None;
+    let asked = ask(&config.daemon, verb, |update| match update {
+        Update::Started(id) => run = Some(id),
+        Update::Progress { unit, done, total } if shown => {
+            output::progress(&progress_line(&unit, done, total, started.elapsed()));
+        }
+        _ => {}
+    });
+    let answer = tokio::select! {
+        answer = asked => answer,
+        _ = tokio::signal::ctrl_c() => {
+            let run = run.map(|run| run.to_string());
+            return Err(Failure::new(Exit::TryAgain, "the run goes on in the daemon").with_remedy(format!(
+                "`pgreeve cancel {}` ends it",
+                run.as_deref().unwrap_or("RUN")
+            )));
+        }
+    };
+    if shown {
+        output::progress("");
+    }
+    match answer {
+        None => Ok(None),
+        Some(Ok(record)) => Ok(Some(record)),
+        Some(Err(CallError::Refused(refusal))) if refusal.why == Why::NotLeading => Ok(None),
+        Some(Err(error)) => Err(call_failure(&error)),
+    }
 }
 
 async fn run_once(
@@ -187,6 +262,7 @@ async fn run_once(
     audit: &AuditLog,
     note: Option<String>,
     json: bool,
+    stops: Stops,
 ) -> Result<RunRecord, Failure> {
     let runnable = daemon::runnable(config, settings);
     let row = NewRun {
@@ -208,9 +284,9 @@ async fn run_once(
         .map_err(failed)?;
     runs::admit(session.connection(), &row).await.map_err(failed)?;
     session.close().await;
-    let stops = Stops::default();
     lifecycle::listen(stops.clone())
         .map_err(|error| Failure::new(Exit::Failed, format!("listen to signals: {error}")))?;
+    let _listening = cancelling::listen(site.target.clone(), row.run, stops.clone());
     let progress = Progress::new();
     let shown = (output::is_watched() && !json).then(|| tokio::spawn(show_progress(progress.clone())));
     let request = RunRequest {
@@ -238,23 +314,35 @@ pub(super) async fn show_progress(progress: Progress) {
     let mut states = progress.subscribe();
     while states.changed().await.is_ok() {
         let state = states.borrow_and_update().clone();
-        let seconds = started.elapsed().as_secs_f64().max(0.001);
-        #[expect(clippy::cast_precision_loss, reason = "shown to a person")]
-        let rate = state.done as f64 / seconds;
-        let of = state.total.map(|total| format!(" of {total}")).unwrap_or_default();
-        output::progress(&format!("{}{of} {} ({rate:.0} per second)", state.done, state.unit));
+        output::progress(&progress_line(state.unit, state.done, state.total, started.elapsed()));
         tokio::time::sleep(PROGRESS_EVERY).await;
     }
 }
 
-fn print_record(record: &RunRecord) {
-    output::labelled("run", &record.run_id.to_string());
-    output::labelled("job", &format!("{} ({})", record.job, record.kind));
-    output::labelled("outcome", record.outcome.as_deref().unwrap_or("unknown"));
-    if let Some(reason) = &record.reason {
+fn progress_line(unit: &str, done: u64, total: Option<u64>, elapsed: Duration) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown to a person")]
+    let rate = done as f64 / elapsed.as_secs_f64().max(0.001);
+    let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
+    format!("{done}{of} {unit} ({rate:.0} per second)")
+}
+
+/// A run record, from this process or from the daemon.
+fn print_record(record: &Value) {
+    let text = |key: &str| record[key].as_str();
+    output::labelled("run", text("run_id").unwrap_or_default());
+    output::labelled(
+        "job",
+        &format!(
+            "{} ({})",
+            text("job").unwrap_or_default(),
+            text("kind").unwrap_or_default()
+        ),
+    );
+    output::labelled("outcome", text("outcome").unwrap_or("unknown"));
+    if let Some(reason) = text("reason") {
         output::labelled("reason", reason);
     }
-    print_object(&record.report);
+    print_object(&record["report"]);
 }
 
 /// Learns who and where, without writing anything.

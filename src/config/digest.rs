@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::Config;
 use super::database::DatabaseSettings;
 use super::job::JobSettings;
+use crate::jobs::KindSettings;
 use crate::store::StoreSettings;
 use crate::values::{Name, fingerprint};
 
@@ -21,6 +22,20 @@ pub(super) fn of(config: &Config) -> String {
         "jobs": by_name(&config.jobs, job),
     });
     fingerprint(&canonical.to_string())
+}
+
+/// The identity of each job's settings, those of its store included.
+pub(super) fn of_jobs(config: &Config) -> BTreeMap<Name, String> {
+    let stores = by_name(&config.stores, store);
+    let digest = |settings: &JobSettings| {
+        let place = match &settings.kind {
+            KindSettings::Backup(backup) => stores.get(backup.store.as_str()),
+            KindSettings::Retention(_) | KindSettings::Transition(_) => None,
+        };
+        fingerprint(&json!({ "job": job(settings), "store": place }).to_string())
+    };
+    let jobs = config.jobs.iter();
+    jobs.map(|(name, settings)| (name.clone(), digest(settings))).collect()
 }
 
 fn by_name<T>(entries: &BTreeMap<Name, T>, value: fn(&T) -> Value) -> Value {

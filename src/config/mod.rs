@@ -94,6 +94,21 @@ impl Config {
         Self::load_in(path, &Surroundings::of_this_process())
     }
 
+    /// `[daemon]` alone, of a configuration that may have mistakes elsewhere: enough to reach the
+    /// daemon that it belongs to.
+    #[must_use]
+    pub fn daemon_of(path: &Path) -> Option<DaemonSettings> {
+        let (files, _) = source::read_all(path);
+        let (config, _) = read(&files, &Surroundings::of_this_process());
+        config.map(|config| config.daemon)
+    }
+
+    /// The identity of each job's settings, as [`Config::fingerprint`] is that of all of them.
+    #[must_use]
+    pub fn job_fingerprints(&self) -> BTreeMap<JobName, String> {
+        digest::of_jobs(self)
+    }
+
     /// As [`Config::load`], in given surroundings.
     ///
     /// # Errors

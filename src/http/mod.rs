@@ -15,29 +15,32 @@ use axum::routing::get;
 use jiff::Timestamp;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::schedule::cron::Schedule;
 use crate::schedule::dispatcher::{Standing, Status};
 use crate::values::{JobName, Name};
 
-/// A probe that answers how long ago a dispatcher's loop was last seen alive.
-pub type Liveness = Arc<dyn Fn() -> Duration + Send + Sync>;
-
 /// What the pages are made of.
 #[derive(Clone)]
 pub struct Sight {
     /// The daemon's instance.
     pub instance: String,
-    /// Every database's standing.
-    pub states: Vec<watch::Receiver<Status>>,
-    /// Every dispatcher's sign of life.
-    pub liveness: Vec<Liveness>,
-    /// Every job, its database and its schedule.
-    pub jobs: Vec<(JobName, Name, Schedule)>,
+    /// How things stand now; asked for each page, for a reload changes it.
+    pub view: Arc<dyn Fn() -> View + Send + Sync>,
     /// The metrics.
     pub metrics: PrometheusHandle,
+}
+
+/// How things stand at one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// Every database's standing.
+    pub states: Vec<Status>,
+    /// How long ago each dispatcher's loop was last seen alive.
+    pub silent_for: Vec<Duration>,
+    /// Every job, its database and its schedule.
+    pub jobs: Vec<(JobName, Name, Schedule)>,
 }
 
 /// A loop that was not seen alive for so long has stopped.
@@ -67,7 +70,7 @@ pub async fn serve(address: SocketAddr, sight: Sight, stop: CancellationToken) -
 }
 
 async fn metrics(State(sight): State<Sight>) -> impl IntoResponse {
-    for (job, _, schedule) in &sight.jobs {
+    for (job, _, schedule) in &(sight.view)().jobs {
         let next = schedule.next_after(Timestamp::now()).map(|slot| slot.scheduled_for);
         crate::telemetry::metrics::job_due(job.as_str(), next);
     }
@@ -79,7 +82,11 @@ async fn metrics(State(sight): State<Sight>) -> impl IntoResponse {
 
 /// The process and its loops are alive, whatever the databases do.
 async fn health(State(sight): State<Sight>) -> (StatusCode, &'static str) {
-    if sight.liveness.iter().all(|silent_for| silent_for() < DEAD_LOOP) {
+    if (sight.view)()
+        .silent_for
+        .iter()
+        .all(|silent_for| *silent_for < DEAD_LOOP)
+    {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "a dispatcher's loop has stopped\n")
@@ -89,8 +96,7 @@ async fn health(State(sight): State<Sight>) -> (StatusCode, &'static str) {
 /// Every database can be used: led by us or by another, or a standby that waits.
 async fn ready(State(sight): State<Sight>) -> (StatusCode, String) {
     let mut trouble = Vec::new();
-    for state in &sight.states {
-        let status = state.borrow();
+    for status in &(sight.view)().states {
         if matches!(status.standing, Standing::Connecting | Standing::Unreachable(_)) {
             trouble.push(format!("{} {}\n", status.database, String::from(&status.standing)));
         }

@@ -14,8 +14,8 @@ pub(super) fn render(sight: &Sight, now: Timestamp) -> String {
     page.push_str("<h1>pgreeve on ");
     page.push_str(&escape(&sight.instance));
     page.push_str("</h1><table><tr><th>Database</th><th>Standing</th><th>Running</th></tr>");
-    for state in &sight.states {
-        let status = state.borrow();
+    let view = (sight.view)();
+    for status in &view.states {
         let running: Vec<&str> = status.running.iter().map(crate::values::Name::as_str).collect();
         push_row(
             &mut page,
@@ -29,7 +29,7 @@ pub(super) fn render(sight: &Sight, now: Timestamp) -> String {
     page.push_str(
         "</table><h2>Jobs</h2><table><tr><th>Job</th><th>Database</th><th>Schedule</th><th>Next (UTC)</th></tr>",
     );
-    for (job, database, schedule) in &sight.jobs {
+    for (job, database, schedule) in &view.jobs {
         let text = format!("{schedule} {}", schedule.timezone().name());
         let next = schedule
             .next_after(now)

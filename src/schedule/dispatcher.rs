@@ -13,16 +13,20 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet};
 
+use super::board::{Board, LiveRun};
 use super::clock::{Clock, Jump};
+use super::command::Command;
 use super::forgetting::Forgetting;
 use super::slots::{self, Admission, ScheduledJob};
 use super::starting::{Active, HeldSince};
-use super::{marks, overlap, recovery};
+use super::trust::Trust;
+use super::{marks, overlap, pausing, recovery};
 use crate::audit::{AuditLog, Entry, RecordKind, RunRecorder};
-use crate::job::RecoveryContext;
-use crate::ledger::leader::{Campaign, Leader, Term};
-use crate::ledger::migrate;
+use crate::job::{Outcome, RecoveryContext};
+use crate::ledger::leader::{CONFIRM_EVERY, Campaign, Leader, Term};
+use crate::ledger::pauses::{self, Pause};
 use crate::ledger::runs::RunRecord;
+use crate::ledger::{cancels, migrate};
 use crate::postgres::connect::ConnectTarget;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::runner::{RunRequest, Runner, Site, Stops};
@@ -40,8 +44,6 @@ const CAMPAIGN_LIMIT: Duration = Duration::from_mins(1);
 const RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 /// How long a follower waits before it tries to lead.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(3);
-/// How often the lead is confirmed.
-const CONFIRM_EVERY: Duration = Duration::from_secs(5);
 /// How often the marks are moved on while nothing is due.
 const SAVE_EVERY: Duration = Duration::from_mins(1);
 
@@ -79,17 +81,18 @@ pub struct Status {
 pub struct Dispatcher {
     database: Name,
     target: ConnectTarget,
-    instance: String,
+    pub(super) instance: String,
     pub(super) jobs: Vec<ScheduledJob>,
     runner: Runner,
     pub(super) audit: AuditLog,
-    pub(super) stops: Stops,
+    stops: Stops,
     status: watch::Sender<Status>,
     /// Milliseconds of the daemon's life at which the loop was last seen alive.
     alive: Arc<AtomicU64>,
     born: Instant,
-    lead: Option<Leader>,
+    pub(super) lead: Option<Leader>,
     last_term: Option<Term>,
+    trust: Option<Trust>,
     migrated: bool,
     try_again: Instant,
     confirmed: Instant,
@@ -103,6 +106,9 @@ pub struct Dispatcher {
     clock: Clock,
     forgetting: Forgetting,
     runs: JoinSet<RunRecord>,
+    board: Board,
+    /// The ledger does not know the present set of jobs yet; these were taken out of it.
+    pub(super) unsettled: Option<Vec<JobName>>,
 }
 
 impl Dispatcher {
@@ -136,6 +142,7 @@ impl Dispatcher {
             born: now,
             lead: None,
             last_term: None,
+            trust: None,
             migrated: false,
             try_again: now,
             confirmed: now,
@@ -148,6 +155,8 @@ impl Dispatcher {
             clock: Clock::new(Timestamp::now(), now),
             forgetting: Forgetting::new(Duration::from_hours(24 * 400)),
             runs: JoinSet::new(),
+            board: Board::default(),
+            unsettled: None,
         }
     }
 
@@ -159,6 +168,12 @@ impl Dispatcher {
             forgetting: Forgetting::new(history_keep),
             ..self
         }
+    }
+
+    /// What runs now.
+    #[must_use]
+    pub fn board(&self) -> Board {
+        self.board.clone()
     }
 
     /// Follows the dispatcher's standing.
@@ -177,7 +192,7 @@ impl Dispatcher {
     }
 
     /// Runs until asked to stop; then admits nothing more, waits for what runs, and resigns.
-    pub async fn run(mut self, mut pokes: mpsc::Receiver<()>) {
+    pub async fn run(mut self, mut pokes: mpsc::Receiver<()>, mut commands: mpsc::Receiver<Command>) {
         let soft = self.stops.soft.clone();
         loop {
             self.beat();
@@ -185,12 +200,23 @@ impl Dispatcher {
                 biased;
                 () = soft.cancelled() => break,
                 Some(done) = self.runs.join_next_with_id(), if !self.runs.is_empty() => self.note_end(done),
+                Some(command) = commands.recv() => if !self.obey(command).await {
+                    // What waited for its turn is closed by the next leader.
+                    self.queued.clear();
+                    break;
+                },
                 Some(()) = pokes.recv() => self.tick().await,
             }
         }
-        while let Some(done) = self.runs.join_next_with_id().await {
+        // What runs keeps its lead meanwhile. At a stop, what waits for its turn ends as it gets it.
+        drop(commands);
+        while !self.runs.is_empty() {
             self.beat();
-            self.note_end(done);
+            tokio::select! {
+                biased;
+                Some(done) = self.runs.join_next_with_id() => self.note_end(done),
+                Some(()) = pokes.recv() => self.keep_the_lead().await,
+            }
         }
         if let Some(lead) = self.lead.take() {
             lead.resign().await;
@@ -216,13 +242,25 @@ impl Dispatcher {
         }
     }
 
-    async fn tick(&mut self) {
+    pub(super) async fn tick(&mut self) {
         self.step().await;
         let epoch = self.lead.as_ref().map(|lead| lead.term.fence.epoch);
         telemetry::metrics::evaluated(self.database.as_str(), epoch);
     }
 
     async fn step(&mut self) {
+        self.keep_the_lead().await;
+        if let Some(mut lead) = self.lead.take() {
+            match tokio::time::timeout(TICK_LIMIT, self.evaluate(&mut lead)).await {
+                Ok(Ok(())) => self.lead = Some(lead),
+                Ok(Err(error)) => self.lose(&error.explain()),
+                Err(_) => self.lose("the database did not answer in time"),
+            }
+        }
+    }
+
+    /// Takes the lead where it can be had, and confirms it in time where we have it.
+    async fn keep_the_lead(&mut self) {
         if self.lead.is_none() && Instant::now() >= self.try_again {
             let (beating, soft) = (self.beating(), self.stops.soft.clone());
             let taken = tokio::select! {
@@ -232,17 +270,57 @@ impl Dispatcher {
             };
             match taken {
                 Ok(Ok(standing)) => self.stand(standing),
-                Ok(Err(error)) => self.lose(&error.to_string()),
+                Ok(Err(error)) => self.lose(&error.explain()),
                 Err(_) => self.lose("the database did not answer in time"),
             }
+        }
+        if self.confirmed.elapsed() < CONFIRM_EVERY {
+            return;
         }
         if let Some(mut lead) = self.lead.take() {
-            match tokio::time::timeout(TICK_LIMIT, self.evaluate(&mut lead)).await {
-                Ok(Ok(())) => self.lead = Some(lead),
-                Ok(Err(error)) => self.lose(&error.to_string()),
-                Err(_) => self.lose("the database did not answer in time"),
+            let asked = Instant::now();
+            match self.confirm(&mut lead).await {
+                Ok(()) if self.may_start() => {
+                    self.confirmed = asked;
+                    self.lead = Some(lead);
+                }
+                Ok(()) => self.lose("the lead could not be confirmed in time"),
+                Err(error) => self.lose(&error.explain()),
             }
         }
+    }
+
+    /// Asks whether we lead, and which runs are to end.
+    async fn confirm(&mut self, lead: &mut Leader) -> Result<(), recovery::RecoveryError> {
+        let asked = Instant::now();
+        lead.confirm().await?;
+        if let Some(trust) = &self.trust {
+            trust.extend(asked);
+        }
+        for request in cancels::requested(lead.connection()).await? {
+            if let Some(live) = self.board.find(request.run) {
+                live.stops.end_now(&request.actor);
+                continue;
+            }
+            if let Some(name) = self.take_back(request.run) {
+                let reason = format!("cancelled by {} before it began", request.actor);
+                self.drop_admitted(lead, &name, request.run, Outcome::Cancelled, &reason)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether runs may be started: we lead, and know it from a short while ago.
+    pub(super) fn may_start(&self) -> bool {
+        self.trust.as_ref().is_some_and(Trust::holds)
+    }
+
+    /// What a run of this term is ended by.
+    pub(super) fn run_stops(&self) -> Stops {
+        self.trust
+            .as_ref()
+            .map_or_else(|| self.stops.child(), |trust| trust.stops().child())
     }
 
     /// Campaigns, and when the campaign is won mends what an earlier process left open.
@@ -255,6 +333,7 @@ impl Dispatcher {
             migrate::apply(&self.target).await?;
             self.migrated = true;
         }
+        let asked = Instant::now();
         let campaign = Leader::campaign(&self.target, &self.instance, self.last_term.as_ref());
         let mut lead = match in_time(campaign).await? {
             Campaign::Won(lead) => lead,
@@ -267,7 +346,21 @@ impl Dispatcher {
                 return Ok(Standing::Standby);
             }
         };
+        if self.last_term.as_ref() == Some(&lead.term) && self.may_start() {
+            if let Some(trust) = &self.trust {
+                trust.extend(asked);
+            }
+        } else {
+            // Runs of an earlier term, or of one that could not be confirmed, end.
+            if let Some(trust) = self.trust.take() {
+                trust.stops().end_now("pgreeve, which lost the lead in the meantime");
+            }
+            self.trust = Some(Trust::begin(asked, &self.stops, self.database.to_string()));
+        }
         if self.last_term.as_ref() != Some(&lead.term) {
+            // Their rows are closed just below.
+            self.queued.clear();
+            self.held.clear();
             recovery::recover(&mut lead, &self.audit, self.database.as_str()).await?;
             marks::first_seen(lead.connection(), &mut self.jobs, &self.audit, Timestamp::now()).await?;
             self.clean_up(&lead.term);
@@ -275,8 +368,10 @@ impl Dispatcher {
             self.queued.clear();
         }
         self.last_term = Some(lead.term.clone());
-        self.confirmed = Instant::now();
+        self.confirmed = asked;
+        let term = lead.term.clone();
         self.lead = Some(lead);
+        self.start_ready(&term);
         Ok(Standing::Leading)
     }
 
@@ -321,23 +416,30 @@ impl Dispatcher {
     }
 
     async fn evaluate(&mut self, lead: &mut Leader) -> Result<(), recovery::RecoveryError> {
-        if self.confirmed.elapsed() >= CONFIRM_EVERY {
-            lead.confirm().await?;
-            self.confirmed = Instant::now();
-        }
+        self.settle(lead).await?;
         let now = Timestamp::now();
         if let Some(jump) = self.clock.read(now, Instant::now()) {
             self.note_jump(lead, jump).await?;
         }
         let save = self.saved.elapsed() >= SAVE_EVERY;
+        let mut known_pauses: Option<Vec<Pause>> = None;
         for index in 0..self.jobs.len() {
             let job = &mut self.jobs[index];
             let name = job.runnable.name.clone();
             marks::rewind(lead.connection(), job, &self.audit, now).await?;
-            let (decision, until) = job.due_until(now);
-            if decision.is_empty() && !save {
+            let mut found = job.found_until(now);
+            if found.slots.is_empty() && !save {
                 continue;
             }
+            let known = match &known_pauses {
+                Some(known) => known,
+                None => known_pauses.insert(pauses::load(lead.connection()).await?),
+            };
+            let (free, mut paused) = pausing::split(known, &name, std::mem::take(&mut found.slots));
+            found.slots = free;
+            let until = found.until;
+            let mut decision = self.jobs[index].decide(found);
+            pausing::hold_back(known, &name, now, &mut decision.run, &mut paused);
             let overlapping = overlap::decide(self.jobs[index].overlap, &self.busy(&name), decision.run.len());
             let replaced = overlapping.cancels;
             let writer = slots::Writer {
@@ -347,7 +449,7 @@ impl Dispatcher {
                 job: &mut self.jobs[index],
             };
             let admitted = writer
-                .write(lead.connection(), decision, Some(overlapping), until)
+                .write(lead.connection(), decision, paused, Some(overlapping), until)
                 .await?;
             // Only a slot of our own may end a run: one that has a row already was somebody else's.
             if let Some(run) = replaced.filter(|_| !admitted.is_empty()) {
@@ -361,7 +463,8 @@ impl Dispatcher {
         if save {
             self.forgetting.look(lead, &self.audit).await?;
             let queued = self.queued.values().flatten().map(|admission| admission.run);
-            let known: Vec<RunId> = self.active.values().map(|active| active.run).chain(queued).collect();
+            let live = self.board.list().into_iter().map(|live| live.run);
+            let known: Vec<RunId> = live.chain(queued).collect();
             recovery::close_strays(lead, &self.audit, &known, STRAY_AFTER).await?;
             self.saved = Instant::now();
         }
@@ -378,12 +481,23 @@ impl Dispatcher {
         Ok(())
     }
 
-    pub(super) fn spawn(&mut self, request: RunRequest) {
+    /// Starts an admitted run.
+    pub(super) fn launch(&mut self, request: RunRequest) -> LiveRun {
+        // A manual run beside another of its job meets the job's lock; the other one counts.
+        self.active
+            .entry(request.job.name.clone())
+            .or_insert_with(|| Active::of(&request));
+        let (live, seat) = self.board.seat(&request);
         let runner = self.runner.clone();
         let name = request.job.name.clone();
-        let task = self.runs.spawn(async move { runner.execute(request).await });
+        let task = self.runs.spawn(async move {
+            let record = runner.execute(request).await;
+            seat.end(&record);
+            record
+        });
         self.tasks.insert(task.id(), name);
         self.publish_running();
+        live
     }
 
     fn note_end(&mut self, done: Result<(task::Id, RunRecord), task::JoinError>) {
@@ -437,7 +551,7 @@ impl Dispatcher {
         });
     }
 
-    fn lose(&mut self, error: &str) {
+    pub(super) fn lose(&mut self, error: &str) {
         self.lead = None;
         // It may be another database when it comes back: restored, or made anew.
         self.migrated = false;

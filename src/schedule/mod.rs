@@ -4,7 +4,10 @@
 //! slots between the last evaluation and now ([`cron`]), decides about each ([`due`]), writes their
 //! rows, and only then starts a run.
 
+pub mod board;
+pub mod cancelling;
 pub mod clock;
+pub mod command;
 pub mod cron;
 pub mod dispatcher;
 pub mod due;
@@ -15,7 +18,9 @@ pub mod heartbeat;
 pub mod lint;
 pub mod marks;
 pub mod overlap;
+pub mod pausing;
 pub mod policy;
 pub mod recovery;
 pub mod slots;
 mod starting;
+mod trust;

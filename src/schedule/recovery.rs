@@ -28,6 +28,18 @@ pub enum RecoveryError {
     Audit(#[from] AuditError),
 }
 
+impl RecoveryError {
+    /// The error with its remedy, where one is known.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        let remedy = match self {
+            Self::Ledger(error) => error.remedy(),
+            Self::Audit(error) => Some(error.remedy.clone()),
+        };
+        remedy.map_or_else(|| self.to_string(), |remedy| format!("{self}; {remedy}"))
+    }
+}
+
 /// Whether a server is in recovery, asked before anything is written to it.
 pub async fn is_standby(target: &ConnectTarget) -> Result<bool, DatabaseError> {
     let mut session = Session::open(target, &SessionSettings::control("pgreeve:start")).await?;

@@ -10,6 +10,7 @@ use sqlx::{Connection, PgConnection};
 use super::cron::{Adjusted, Occurrence, Schedule};
 use super::due::{self, Decision, RUN_ALL_LIMIT};
 use super::overlap::Overlapping;
+use super::pausing::Held;
 use super::policy::{Missed, Overlap};
 use super::recovery::RecoveryError;
 use crate::audit::{AuditLog, Entry, RecordKind};
@@ -52,6 +53,25 @@ pub(super) struct Former {
     pub(super) until: Timestamp,
 }
 
+/// Slots that came due, of one schedule.
+pub struct Found {
+    /// The slots, in order.
+    pub slots: Vec<Occurrence>,
+    /// Until when these are all.
+    pub until: Timestamp,
+    rule: Rule,
+}
+
+/// What decides about slots.
+enum Rule {
+    /// The job's policy.
+    Ordinary,
+    /// Too many younger ones stand behind them.
+    Backlog,
+    /// Their schedule was changed before they ran.
+    Changed,
+}
+
 impl ScheduledJob {
     /// A job that is first evaluated when its database's lead is taken.
     #[must_use]
@@ -86,41 +106,73 @@ impl ScheduledJob {
         self.schedule.next_after(slot).map(|next| next.scheduled_for)
     }
 
-    /// What to do about the slots that came due since the last evaluation, and until when these
-    /// are: until `now`, or, after a long downtime, until the last of the [`CHUNK`] oldest.
+    /// The slots that came due since the last evaluation, and until when these are: until `now`, or,
+    /// after a long downtime, until the last of the [`CHUNK`] oldest.
     #[must_use]
-    pub fn due_until(&self, now: Timestamp) -> (Decision, Timestamp) {
+    pub fn found_until(&self, now: Timestamp) -> Found {
         if let Some(former) = &self.before {
-            return self.due_of(former);
+            return self.found_of(former);
         }
         // A start that is put off is a clock that is late.
         let now = now.checked_sub(self.delay).unwrap_or(now);
         let due = self.schedule.between(self.evaluated_until, now);
-        let mut due: Vec<Occurrence> = due.take(CHUNK + RUN_ALL_LIMIT + 1).collect();
-        if due.len() <= CHUNK + RUN_ALL_LIMIT {
-            return (due::decide(due, now, self.missed, self.catch_up_window), now);
+        let mut slots: Vec<Occurrence> = due.take(CHUNK + RUN_ALL_LIMIT + 1).collect();
+        if slots.len() <= CHUNK + RUN_ALL_LIMIT {
+            let rule = Rule::Ordinary;
+            return Found {
+                slots,
+                until: now,
+                rule,
+            };
         }
-        due.truncate(CHUNK);
-        let until = due.last().map_or(now, |slot| slot.scheduled_for);
-        (due::decide_backlog(due, self.missed), until)
+        slots.truncate(CHUNK);
+        let until = slots.last().map_or(now, |slot| slot.scheduled_for);
+        let rule = Rule::Backlog;
+        Found { slots, until, rule }
     }
 
     /// The slots of a schedule that was changed before they ran.
-    fn due_of(&self, former: &Former) -> (Decision, Timestamp) {
+    fn found_of(&self, former: &Former) -> Found {
         let due = former.schedule.between(self.evaluated_until, former.until);
-        let mut due: Vec<Occurrence> = due.take(CHUNK + 1).collect();
-        let complete = due.len() <= CHUNK;
-        due.truncate(CHUNK);
-        let until = due
+        let mut slots: Vec<Occurrence> = due.take(CHUNK + 1).collect();
+        let complete = slots.len() <= CHUNK;
+        slots.truncate(CHUNK);
+        let until = slots
             .last()
             .filter(|_| !complete)
             .map_or(former.until, |slot| slot.scheduled_for);
-        (due::decide_changed(due, &former.schedule), until)
+        let rule = Rule::Changed;
+        Found { slots, until, rule }
+    }
+
+    /// What to do about slots that were found.
+    #[must_use]
+    pub fn decide(&self, found: Found) -> Decision {
+        match found.rule {
+            Rule::Ordinary => due::decide(found.slots, found.until, self.missed, self.catch_up_window),
+            Rule::Backlog => due::decide_backlog(found.slots, self.missed),
+            Rule::Changed => due::decide_changed(found.slots, self.current()),
+        }
+    }
+
+    /// What to do about the slots that came due since the last evaluation, and until when these are.
+    #[must_use]
+    pub fn due_until(&self, now: Timestamp) -> (Decision, Timestamp) {
+        let found = self.found_until(now);
+        let until = found.until;
+        (self.decide(found), until)
     }
 
     /// The schedule whose slots are accounted for next.
     fn current(&self) -> &Schedule {
         self.before.as_ref().map_or(&self.schedule, |former| &former.schedule)
+    }
+
+    /// Goes on where the same job was, if its schedule is the same.
+    pub(super) fn go_on_from(&mut self, old: &Self) {
+        if old.before.is_none() && self.schedule.is_same_as(&old.schedule) {
+            self.evaluated_until = old.evaluated_until;
+        }
     }
 
     pub(super) fn evaluated(&self, until: Timestamp) -> Evaluated {
@@ -168,7 +220,7 @@ pub struct Writer<'a> {
 
 impl Writer<'_> {
     /// Accounts for all slots until `until`, and answers which runs may start; of those that meet a
-    /// run of the job, as many as `overlapping` admits. The audit record of what is not run is made just before
+    /// run of the job, as many as `overlapping` admits, and of the `paused` ones none. The audit record of what is not run is made just before
     /// the rows are committed: a crash between the two repeats a record rather than losing one, and
     /// what the database refuses is not announced.
     ///
@@ -179,14 +231,18 @@ impl Writer<'_> {
         self,
         connection: &mut PgConnection,
         decision: Decision,
+        paused: Vec<Held>,
         overlapping: Option<Overlapping>,
         until: Timestamp,
     ) -> Result<Vec<Admission>, RecoveryError> {
         let Decision { missed, mut run } = decision;
-        let missed: Vec<Unrun> = missed
-            .into_iter()
-            .map(|(slot, reason)| unrun(&slot, Trigger::Schedule, reason))
-            .collect();
+        let by_schedule = |slots: Vec<Held>| -> Vec<Unrun> {
+            let slots = slots.into_iter();
+            slots
+                .map(|(slot, reason)| unrun(&slot, Trigger::Schedule, reason))
+                .collect()
+        };
+        let (missed, paused) = (by_schedule(missed), by_schedule(paused));
         let skipped: Vec<Unrun> = overlapping.map_or_else(Vec::new, |overlapping| {
             let slots = run.drain(..run.len().saturating_sub(overlapping.admitted));
             slots
@@ -206,6 +262,7 @@ impl Writer<'_> {
         slots::save(&mut transaction, &self.job.runnable.name, &self.job.evaluated(until)).await?;
         for (outcome, kind, slots) in [
             (Outcome::Missed, RecordKind::Missed, missed),
+            (Outcome::Skipped, RecordKind::Skipped, paused),
             (Outcome::Skipped, RecordKind::Skipped, skipped),
         ] {
             let Some(first) = slots.first() else { continue };

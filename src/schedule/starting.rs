@@ -27,6 +27,17 @@ pub(super) struct Active {
     resources: Vec<String>,
 }
 
+impl Active {
+    pub(super) fn of(request: &RunRequest) -> Self {
+        Self {
+            run: request.run,
+            stops: request.stops.clone(),
+            since: Instant::now(),
+            resources: request.job.resources(),
+        }
+    }
+}
+
 /// A run that waits for something else than an earlier run of its job.
 pub(super) struct HeldSince {
     run: RunId,
@@ -58,8 +69,20 @@ impl Dispatcher {
         }
     }
 
-    /// Starts every admitted run whose turn it is.
+    /// Takes an admitted run that has not begun out of its queue, and answers whose it is.
+    pub(super) fn take_back(&mut self, run: RunId) -> Option<JobName> {
+        let waits = |queue: &VecDeque<Admission>| queue.iter().any(|admission| admission.run == run);
+        let (name, queue) = self.queued.iter_mut().find(|(_, queue)| waits(queue))?;
+        queue.retain(|admission| admission.run != run);
+        self.held.retain(|_, held| held.run != run);
+        Some(name.clone())
+    }
+
+    /// Starts every admitted run whose turn it is, unless the lead is in doubt.
     pub(super) fn start_ready(&mut self, term: &Term) {
+        if !self.may_start() {
+            return;
+        }
         let fronts: Vec<(JobName, Admission)> = self
             .queued
             .iter()
@@ -88,7 +111,7 @@ impl Dispatcher {
         let decisions = gate::decide(&waiting, &running, self.max_runs);
         for (run, held) in waiting.into_iter().zip(decisions) {
             match held {
-                None => self.start(&run.job, term, run.resources),
+                None => self.start(&run.job, term),
                 Some(held) => self.hold(&run.job, held),
             }
         }
@@ -98,13 +121,12 @@ impl Dispatcher {
         self.jobs.iter().find(|job| job.runnable.name == *name)
     }
 
-    fn start(&mut self, name: &JobName, term: &Term, resources: Vec<String>) {
+    fn start(&mut self, name: &JobName, term: &Term) {
         let Some(admission) = self.queued.get_mut(name).and_then(VecDeque::pop_front) else {
             return;
         };
         self.held.remove(name);
         let Some(job) = self.job(name) else { return };
-        let stops = self.stops.child();
         let next = job.slot_after(admission.scheduled_for.max(Timestamp::now()));
         let request = RunRequest {
             run: admission.run,
@@ -114,18 +136,11 @@ impl Dispatcher {
             trigger: admission.trigger,
             actor: self.actor(),
             note: None,
-            stops: stops.clone(),
+            stops: self.run_stops(),
             progress: Progress::new(),
             retry_until: next.and_then(|next| next.checked_add(job.delay).ok()),
         };
-        let active = Active {
-            run: admission.run,
-            stops,
-            since: Instant::now(),
-            resources,
-        };
-        self.active.insert(name.clone(), active);
-        self.spawn(request);
+        self.launch(request);
     }
 
     /// Remembers since when a run is held, by whatever.

@@ -161,7 +161,13 @@ async fn evaluate(bench: &mut Bench, job: &mut ScheduledJob, now: Timestamp) -> 
         job,
     };
     let connection = bench.lead.connection();
-    (writer.write(connection, decision, None, until).await.unwrap(), until)
+    (
+        writer
+            .write(connection, decision, Vec::new(), None, until)
+            .await
+            .unwrap(),
+        until,
+    )
 }
 
 #[tokio::test]
@@ -227,7 +233,9 @@ async fn slots_that_the_database_refuses_are_not_announced() {
         term: &term,
         job: &mut job,
     };
-    let result = writer.write(bench.lead.connection(), decision, None, until).await;
+    let result = writer
+        .write(bench.lead.connection(), decision, Vec::new(), None, until)
+        .await;
     assert!(result.is_err());
     assert!(bench.audit_records().iter().all(|record| record["kind"] != "missed"));
     assert!(!job.due_until(now).0.is_empty(), "they are due as before");

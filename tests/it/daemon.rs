@@ -387,7 +387,7 @@ async fn one_database_that_is_down_does_not_stop_the_others() {
     );
 }
 
-fn notifications(receiver: &UnixDatagram) -> Vec<String> {
+pub fn notifications(receiver: &UnixDatagram) -> Vec<String> {
     receiver.set_nonblocking(true).unwrap();
     let mut buffer = [0; 4096];
     std::iter::from_fn(|| {

@@ -16,6 +16,7 @@ mod audit;
 mod backup;
 mod cli;
 mod config;
+mod control;
 mod daemon;
 mod restore;
 mod retention;
