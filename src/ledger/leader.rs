@@ -252,6 +252,16 @@ async fn timeline(connection: &mut PgConnection) -> Result<i64, DatabaseError> {
 /// # Errors
 /// When there is one; the message says what to do.
 pub async fn refuse_a_pooler(target: &ConnectTarget, session: &mut Session) -> Result<(), DatabaseError> {
+    match moves_between_processes(target, session).await {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(pooler(target)),
+        // A statement that another client prepared, or one of ours that is gone, tells as much.
+        Err(error) if error.is("42P05") || error.is("26000") => Err(pooler(target)),
+        Err(error) => Err(error),
+    }
+}
+
+async fn moves_between_processes(target: &ConnectTarget, session: &mut Session) -> Result<bool, DatabaseError> {
     let pid = "SELECT pg_catalog.pg_backend_pid()";
     let mut probe = target.connect("pgreeve:probe").await?;
     let mut transaction = probe.begin().await?;
@@ -259,10 +269,7 @@ pub async fn refuse_a_pooler(target: &ConnectTarget, session: &mut Session) -> R
     let ours: i32 = sqlx::query_scalar(pid).fetch_one(session.connection()).await?;
     transaction.rollback().await?;
     probe.close().await?;
-    if others == session.backend_pid() || ours != session.backend_pid() {
-        return Err(pooler(target));
-    }
-    Ok(())
+    Ok(others == session.backend_pid() || ours != session.backend_pid())
 }
 
 fn pooler(target: &ConnectTarget) -> DatabaseError {

@@ -1,6 +1,7 @@
 //! A throwaway PostgreSQL cluster: made by `initdb`, reached through a socket in its own directory
 //! only, and gone when its owner is, however that ends.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -45,9 +46,54 @@ impl Cluster {
     /// # Errors
     /// When a program is missing, or says why it cannot start.
     pub fn start(settings: &str) -> Result<Self, DatabaseError> {
+        Self::make("initdb", settings, |data| {
+            let arguments = [
+                "--username=postgres",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+                "--no-instructions",
+                "-D",
+            ];
+            arguments.into_iter().map(Into::into).chain([data.into()]).collect()
+        })
+    }
+
+    /// Makes and starts a standby that streams from another cluster, which must be running. It has a
+    /// keeper of its own and goes on when the other ends. Blocks.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub fn standby_of(primary: &Self, settings: &str) -> Result<Self, DatabaseError> {
+        Self::make("pg_basebackup", settings, |data| {
+            let mut arguments: Vec<OsString> = ["-h".into(), primary.directory.clone().into()].into();
+            let others = [
+                "-U",
+                "postgres",
+                "--checkpoint=fast",
+                "--no-sync",
+                "--wal-method=stream",
+            ];
+            arguments.extend(others.into_iter().map(Into::into));
+            // Leaves standby.signal and the way to the primary behind.
+            arguments.extend(["--write-recovery-conf".into(), "-D".into(), data.into()]);
+            arguments
+        })
+    }
+
+    /// Lets a program fill the data directory, then starts a server on it.
+    fn make(
+        program: &'static str,
+        settings: &str,
+        arguments: impl FnOnce(&Path) -> Vec<OsString>,
+    ) -> Result<Self, DatabaseError> {
         let failed = |what: &str, error: io::Error| DatabaseError::local(format!("{what}: {error}"));
-        let initdb = programs::find("initdb")?;
-        let bin = initdb.parent().map(Path::to_path_buf).unwrap_or_default();
+        let filler = programs::find(program)?;
+        let bin = programs::find("initdb")?
+            .parent()
+            .map(Path::to_path_buf)
+            .unwrap_or_default();
         let user = unprivileged_user();
         let directory = tempfile::Builder::new()
             .prefix("pgreeve-cluster-")
@@ -56,25 +102,15 @@ impl Cluster {
         if let Some((uid, gid)) = user {
             chown(directory.path(), Some(uid), Some(gid)).map_err(|error| failed("give away the directory", error))?;
         }
-        let mut command = Command::new(&initdb);
-        command
-            .args([
-                "--username=postgres",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--no-sync",
-                "--no-instructions",
-                "-D",
-            ])
-            .arg(directory.path().join("data"));
+        let mut command = Command::new(&filler);
+        command.args(arguments(&directory.path().join("data")));
         let output = drop_privileges(&mut command, user)
             .current_dir(directory.path())
             .output()
-            .map_err(|error| failed("run initdb", error))?;
+            .map_err(|error| failed(&format!("run {program}"), error))?;
         if !output.status.success() {
             return Err(DatabaseError::local(format!(
-                "initdb failed: {}",
+                "{program} failed: {}",
                 String::from_utf8_lossy(&output.stderr).trim()
             )));
         }

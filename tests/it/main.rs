@@ -18,6 +18,7 @@ mod cli;
 mod config;
 mod control;
 mod daemon;
+mod failover;
 mod restore;
 mod retention;
 mod runner;

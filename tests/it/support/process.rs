@@ -24,6 +24,19 @@ impl Host {
         host
     }
 
+    /// A host whose daemon has another name in the records.
+    pub fn named(instance: &str, text: &str) -> Self {
+        let host = Self::new(text);
+        let file = host.path("config.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(
+            file,
+            text.replacen("instance = \"test\"", &format!("instance = \"{instance}\""), 1),
+        )
+        .unwrap();
+        host
+    }
+
     /// Writes another configuration for the same state.
     pub fn configure(&self, text: &str) {
         let root = self.directory.path().display();
