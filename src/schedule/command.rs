@@ -130,10 +130,10 @@ impl Dispatcher {
         outcome: Outcome,
         reason: &str,
     ) -> Result<(), RecoveryError> {
-        let kind = if outcome == Outcome::Skipped {
-            RecordKind::Skipped
-        } else {
-            RecordKind::RunEnd
+        let kind = match outcome {
+            Outcome::Skipped => RecordKind::Skipped,
+            Outcome::Missed => RecordKind::Missed,
+            _ => RecordKind::RunEnd,
         };
         let body = serde_json::json!({ "outcome": outcome, "reason": reason });
         let entry = Entry::new(kind, body)

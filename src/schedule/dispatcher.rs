@@ -208,8 +208,9 @@ impl Dispatcher {
                 Some(()) = pokes.recv() => self.tick().await,
             }
         }
-        // What runs keeps its lead meanwhile. At a stop, what waits for its turn ends as it gets it.
         drop(commands);
+        self.close_what_waits().await;
+        // What runs keeps its lead meanwhile.
         while !self.runs.is_empty() {
             self.beat();
             tokio::select! {
@@ -309,6 +310,30 @@ impl Dispatcher {
             }
         }
         Ok(())
+    }
+
+    /// Closes the runs that were admitted and never began. Where the ledger cannot be reached now, the
+    /// next leader does.
+    async fn close_what_waits(&mut self) {
+        let waiting = std::mem::take(&mut self.queued);
+        let Some(mut lead) = self.lead.take() else {
+            return;
+        };
+        let reason = "pgreeve was stopped before the run began";
+        let close = async {
+            for (name, admissions) in &waiting {
+                for admission in admissions {
+                    self.drop_admitted(&mut lead, name, admission.run, Outcome::Missed, reason)
+                        .await?;
+                }
+            }
+            Ok::<_, recovery::RecoveryError>(())
+        };
+        match tokio::time::timeout(TICK_LIMIT, close).await {
+            Ok(Ok(())) => self.lead = Some(lead),
+            Ok(Err(error)) => self.lose(&error.explain()),
+            Err(_) => self.lose("the database did not answer in time"),
+        }
     }
 
     /// Whether runs may be started: we lead, and know it from a short while ago.
