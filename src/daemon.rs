@@ -74,8 +74,8 @@ pub enum DaemonError {
 /// When it cannot start; nothing has run then. Also when a dispatcher broke: what ran has ended in
 /// good order, and the service manager starts the daemon anew.
 pub async fn run(config: &Config) -> Result<(), DaemonError> {
-    let socket = ControlSocket::bind(&config.daemon.runtime_dir).await?;
     let audit = AuditLog::open(&config.daemon.state_dir.join("audit"), &config.daemon.instance)?;
+    let socket = ControlSocket::bind(&config.daemon.runtime_dir).await?;
     let actor = format!("daemon:{}", config.daemon.instance);
     announce(&audit, config, &actor).await?;
 

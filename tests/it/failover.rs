@@ -41,7 +41,7 @@ const EVENTS: &str = "CREATE TABLE events (id bigserial PRIMARY KEY, created_at 
 
 fn config(url: &str, schedule: &str, more: &str) -> String {
     format!(
-        "[databases.app]\nurl = \"{url}\"\n[jobs.purge]\nschedule = \"{schedule}\"\napproval = \"none\"\n{more}\nretention = {{ table = \"events\", age_column = \"created_at\", keep = \"90d\" }}\n"
+        "[databases.app]\nurl = \"{url}\"\n[jobs.purge]\nschedule = \"{schedule}\"\napproval = \"none\"\n{more}\nretention = {{ table = \"events\", age_column = \"created_at\", keep = \"90d\", max_fraction = 1 }}\n"
     )
 }
 

@@ -96,8 +96,17 @@ async fn every_document_has_its_published_keys_and_instants_in_utc() {
     );
 
     let status = document(&["status", "--json"]);
-    assert_eq!(keys(&status), ["jobs", "version"]);
-    assert_eq!(keys(&status["jobs"][0]), ["database", "error", "job", "last", "next"]);
+    assert_eq!(keys(&status), ["daemon", "jobs", "version"]);
+    let job = [
+        "database",
+        "error",
+        "job",
+        "last",
+        "next",
+        "over_retention_seconds",
+        "paused_until",
+    ];
+    assert_eq!(keys(&status["jobs"][0]), job);
     assert_eq!(keys(&status["jobs"][0]["last"]), RUN);
     assert_utc(&status["jobs"][0]["next"]);
 

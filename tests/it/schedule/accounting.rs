@@ -55,7 +55,7 @@ async fn beat(bench: &mut Bench, job: &mut ScheduledJob, now: Timestamp) -> Vec<
             job,
         };
         let admitted = writer
-            .write(bench.lead.connection(), decision, None, until)
+            .write(bench.lead.connection(), decision, Vec::new(), None, until)
             .await
             .unwrap();
         for admission in admitted {
@@ -153,7 +153,7 @@ async fn a_crash_while_old_slots_are_written_goes_on_where_it_was() {
         job: &mut new,
     };
     writer
-        .write(bench.lead.connection(), decision, None, until)
+        .write(bench.lead.connection(), decision, Vec::new(), None, until)
         .await
         .unwrap();
     // The process dies here.

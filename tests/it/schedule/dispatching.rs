@@ -73,7 +73,8 @@ impl Stage {
         );
         let (pokes, receiver) = mpsc::channel(1);
         let dispatcher = dispatcher.within(max_runs, Duration::from_hours(24 * 400));
-        let dispatcher = tokio::spawn(dispatcher.run(receiver));
+        let (_orders, commands) = tokio::sync::mpsc::channel(1);
+        let dispatcher = tokio::spawn(dispatcher.run(receiver, commands));
         Show {
             stops,
             pokes,
