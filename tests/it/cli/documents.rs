@@ -29,6 +29,10 @@ fn assert_utc(value: &Value) {
 }
 
 #[tokio::test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one document after another, each in two or three lines"
+)]
 async fn every_document_has_its_published_keys_and_instants_in_utc() {
     let database = application().await;
     let host = Host::new("");
