@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use super::blocks;
 use super::driver::Driver;
 use super::held::Held;
+use super::key_walk;
 use super::pace::Pace;
 use super::statement::{Range, Statements};
 use super::throttle::{Weight, Yielding};
 use super::transaction::{self, Attempt, Failure, Patience, Slice};
 use crate::job::{JobContext, JobError};
 use crate::ledger::batches;
+use crate::postgres::catalog::RelationKind;
 use crate::postgres::catalog::leaves::Leaf;
 
 /// Rows of the first batch, and the bounds of all.
@@ -113,8 +115,9 @@ impl Walk<'_> {
             last: Weight::default(),
         };
         match Driver::of(leaf) {
-            Driver::TimeRange => self.by_age(leaf, &mut ladder).await,
-            Driver::TidRange => {
+            Driver::Age => self.by_age(leaf, &mut ladder).await,
+            Driver::Key => self.by_key(leaf, &mut ladder).await,
+            Driver::Block => {
                 let blocks = blocks::of(self.context.session.connection(), &leaf.relation).await?;
                 self.by_block(leaf, 0, blocks, &mut ladder).await
             }
@@ -146,6 +149,28 @@ impl Walk<'_> {
                 }
             }
         }
+    }
+
+    async fn by_key(&mut self, leaf: &Leaf, ladder: &mut Ladder) -> Result<(), Halt> {
+        let Some(column) = leaf.key.clone() else { return Ok(()) };
+        let connection = self.context.session.connection();
+        let Some((from, to)) = key_walk::bounds(connection, self.statements, &leaf.relation, &column).await? else {
+            return Ok(());
+        };
+        let mut pace = Pace::new(ROWS.0, ROWS.1, ROWS.2);
+        let mut after = from.saturating_sub(1);
+        while after < to {
+            let slice = Slice::Keys {
+                column: column.clone(),
+                after,
+                last: to,
+                rows: pace.size(),
+            };
+            if let Next::After(Range::Keys { through, .. }) = self.batch(leaf, &slice, &mut pace, ladder).await? {
+                after = through;
+            }
+        }
+        Ok(())
     }
 
     async fn by_block(&mut self, leaf: &Leaf, from: u32, until: u32, ladder: &mut Ladder) -> Result<(), Halt> {
@@ -230,6 +255,11 @@ impl Walk<'_> {
                         batch.relation = %leaf.relation.display(), batch.size = pace.size(),
                         "a batch ran into its time limit; trying again with a smaller one"
                     );
+                    return Ok(Next::Again);
+                }
+                // A lock on another server is waited for until the statement ends.
+                if leaf.relation.kind == RelationKind::Foreign && patience == Patience::Wait {
+                    ladder.tries = ladder.patience;
                     return Ok(Next::Again);
                 }
                 Err(Halt::Failed(JobError::database(operation, &error).with_remedy(

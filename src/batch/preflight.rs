@@ -6,7 +6,7 @@ use sqlx::postgres::types::Oid;
 
 use super::rule::{Change, Rule};
 use super::statement::AgeType;
-use super::{permission, states};
+use super::{foreign, permission, states};
 use crate::job::JobError;
 use crate::postgres::catalog::access::{self, Access, Need};
 use crate::postgres::catalog::columns::{self, Column};
@@ -54,11 +54,11 @@ pub(super) async fn check(connection: &mut PgConnection, rule: &Rule) -> Result<
     let read = reading(&name);
     let columns = columns::of(connection, relation.oid).await.map_err(&read)?;
     let age_type = age_type(&relation, &columns, rule).map_err(|error| error.about("age_column"))?;
-    let (leaves, foreign): (Vec<Leaf>, Vec<Leaf>) = leaves::of(connection, relation.oid, &rule.age_column)
+    let deletes = rule.change == Change::Delete;
+    let all = leaves::of(connection, relation.oid, &rule.age_column)
         .await
-        .map_err(&read)?
-        .into_iter()
-        .partition(|leaf| leaf.relation.kind == RelationKind::Table);
+        .map_err(&read)?;
+    let (leaves, foreign) = foreign::reachable(connection, &relation, all, deletes).await?;
     let pending = leaves::pending_detaches(connection, relation.oid)
         .await
         .map_err(&read)?;
@@ -89,13 +89,18 @@ pub(super) async fn check(connection: &mut PgConnection, rule: &Rule) -> Result<
         Event::Update => Vec::new(),
     };
     let triggers = effects::triggers(connection, &oids, event).await.map_err(&read)?;
-    let lockable = access
+    let local = |table: Oid| {
+        let foreign = |leaf: &Leaf| leaf.relation.oid == table && leaf.relation.kind == RelationKind::Foreign;
+        !leaves.iter().any(foreign)
+    };
+    let lockable: Vec<Oid> = access
         .iter()
-        .filter(|access| access.may_lock)
-        .map(|access| access.table);
+        .filter(|access| access.may_lock && local(access.table))
+        .map(|access| access.table)
+        .collect();
     let mut target = Target {
         role: user,
-        lockable: lockable.collect(),
+        lockable,
         warnings: warnings(&leaves, &foreign, &access, &keys, &pending),
         relation,
         columns,
@@ -154,17 +159,17 @@ pub(super) async fn table(connection: &mut PgConnection, rule: &Rule) -> Result<
             "leave it to pgreeve, which trims its ledger itself",
         ));
     }
-    if matches!(relation.kind, RelationKind::Table | RelationKind::Partitioned) {
+    if matches!(
+        relation.kind,
+        RelationKind::Table | RelationKind::Partitioned | RelationKind::Foreign
+    ) {
+        foreign::unmanaged(connection, &relation, rule).await?;
         return Ok(relation);
     }
-    let remedy = match relation.kind {
-        RelationKind::Foreign => "run the job against the server that stores the table",
-        _ => "name the table that stores the rows",
-    };
     Err(refuse(
         &name,
         format!("it is a {}, which stores no rows of its own", relation.kind.as_str()),
-        remedy,
+        "name the table that stores the rows",
     ))
 }
 
@@ -245,7 +250,16 @@ fn warnings(
     let mut warnings = Vec::new();
     for leaf in foreign {
         warnings.push(format!(
-            "the partition {} is a foreign table and is left out; run the job on the server that stores it",
+            "the partition {} is a foreign table that cannot be changed from here and is left out; run the job on the \
+             server that stores it",
+            leaf.relation.display()
+        ));
+    }
+    let elsewhere = leaves.iter().find(|leaf| leaf.relation.kind == RelationKind::Foreign);
+    if let Some(leaf) = elsewhere {
+        warnings.push(format!(
+            "{} is on another server: row security, triggers and foreign keys there are not seen from here, and after a \
+             crash the ledger may count a batch less than was done",
             leaf.relation.display()
         ));
     }

@@ -63,6 +63,15 @@ pub(super) enum Range {
         /// Not younger than this.
         through: Option<String>,
     },
+    /// Rows with these keys.
+    Keys {
+        /// The key's column.
+        column: String,
+        /// Greater than this.
+        after: i64,
+        /// Not greater than this.
+        through: i64,
+    },
     /// Rows stored in these blocks.
     Blocks {
         /// From this one,
@@ -329,6 +338,22 @@ impl Statements {
         )
     }
 
+    /// `(first, last)`: the keys between which the old rows of a leaf are.
+    pub(super) fn key_bounds(&self, leaf: &Relation, key: &str) -> String {
+        let Self { alias, age, cutoff, .. } = self;
+        let (table, key) = (self.only(leaf), identifier(key));
+        format!("SELECT min({alias}.{key})::int8, max({alias}.{key})::int8 FROM {table} WHERE {age} < {cutoff}")
+    }
+
+    /// The key at which the next so many rows end, old or not. No row when fewer are left.
+    pub(super) fn upper_key(&self, leaf: &Relation, key: &str, after: i64, last: i64, rows: u64) -> String {
+        let (table, key) = (self.only(leaf), format!("{}.{}", self.alias, identifier(key)));
+        let skip = rows.saturating_sub(1);
+        format!(
+            "SELECT {key}::int8 FROM {table} WHERE {key} > '{after}'::int8 AND {key} <= '{last}'::int8 ORDER BY {key} OFFSET {skip} LIMIT 1"
+        )
+    }
+
     /// The cutoff as a value of the age column's type: where the last range ends.
     pub(super) fn last_age(&self) -> &str {
         &self.cutoff_value
@@ -362,6 +387,10 @@ impl Statements {
                 let after = self.after(after.as_deref());
                 let Some(through) = through else { return after };
                 format!("{after}{age} <= {} AND ", self.age_type.literal(through))
+            }
+            Range::Keys { column, after, through } => {
+                let key = format!("{alias}.{}", identifier(column));
+                format!("{key} > '{after}'::int8 AND {key} <= '{through}'::int8 AND ")
             }
             Range::Blocks { from, until } => {
                 format!("{alias}.ctid >= '({from},0)'::tid AND {alias}.ctid < '({until},0)'::tid AND ")

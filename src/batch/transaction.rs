@@ -11,7 +11,7 @@ use crate::job::JobContext;
 use crate::ledger::batches::{self, Batch};
 use crate::ledger::holds::{self, Holds};
 use crate::ledger::leader::FenceError;
-use crate::postgres::catalog::Relation;
+use crate::postgres::catalog::{Relation, RelationKind};
 use crate::postgres::sqlstate::DatabaseError;
 
 /// How long one batch may take at most, whatever the run may: its locks are held so long.
@@ -25,6 +25,17 @@ pub(super) enum Slice {
         /// Younger than this; from the beginning without.
         after: Option<String>,
         /// How many, due or not.
+        rows: u64,
+    },
+    /// The next so many rows by key.
+    Keys {
+        /// The key's column.
+        column: String,
+        /// Greater than this.
+        after: i64,
+        /// Not greater than this.
+        last: i64,
+        /// How many, old or not.
         rows: u64,
     },
     /// Some blocks.
@@ -181,7 +192,7 @@ async fn prepare(transaction: &mut PgConnection, slice: &Slice) -> Result<(Durat
     // The index was chosen from the catalog; stale statistics must not turn each batch into a read of
     // the whole table, nor its made-up cost into a compilation.
     let scan = match slice {
-        Slice::Ages { .. } => "off",
+        Slice::Ages { .. } | Slice::Keys { .. } => "off",
         Slice::Blocks { .. } => "on",
     };
     let (wal, ..): (String, String, String, String) = sqlx::query_as(
@@ -225,6 +236,23 @@ async fn range(
                 until: *until,
             }));
         }
+        Slice::Keys {
+            column,
+            after,
+            last,
+            rows,
+        } => {
+            let through: Option<i64> =
+                sqlx::query_scalar(AssertSqlSafe(statements.upper_key(leaf, column, *after, *last, *rows)))
+                    .persistent(false)
+                    .fetch_optional(transaction)
+                    .await?;
+            return Ok(Some(Range::Keys {
+                column: column.clone(),
+                after: *after,
+                through: through.unwrap_or(*last),
+            }));
+        }
         Slice::Ages { after, rows } => (after, *rows),
     };
     let through: Option<String> =
@@ -232,7 +260,8 @@ async fn range(
             .persistent(false)
             .fetch_optional(&mut *transaction)
             .await?;
-    if let Some(end) = &through {
+    // Only where rows can be walked block by block instead.
+    if let (Some(end), RelationKind::Table) = (&through, leaf.kind) {
         let limit = rows.saturating_mul(4).saturating_add(1);
         let crowd: i64 = sqlx::query_scalar(AssertSqlSafe(statements.crowd(leaf, end, limit)))
             .persistent(false)
@@ -315,6 +344,8 @@ fn place(statements: &Statements, leaf: &Relation, range: &Range, rows: u64, ela
             through.clone().unwrap_or_else(|| statements.last_age().to_owned()),
         ),
         Range::Blocks { from, until } => (from.to_string(), until.to_string()),
+        // A key may be about a person; the ledger holds none.
+        Range::Keys { .. } => (String::new(), String::new()),
     };
     Batch {
         relation: leaf.display(),

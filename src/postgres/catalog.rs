@@ -6,6 +6,7 @@ pub mod columns;
 pub mod effects;
 pub mod keys;
 pub mod leaves;
+pub mod managed;
 mod nearest;
 
 use sqlx::PgConnection;

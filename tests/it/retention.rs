@@ -2,6 +2,7 @@
 
 mod brakes;
 pub mod contention;
+mod elsewhere;
 mod equivalence;
 mod holds;
 mod keeps;

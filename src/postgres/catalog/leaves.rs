@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
-use super::{RELATION, Relation, RelationRow, relation};
+use super::{RELATION, Relation, RelationRow, keys, relation};
 use crate::postgres::sqlstate::DatabaseError;
 
 /// A table that holds rows itself.
@@ -14,6 +14,8 @@ pub struct Leaf {
     /// An index that finds its rows by age: a valid, non-partial btree whose first column is the
     /// age column.
     pub age_index: Option<String>,
+    /// A primary key of one integer column that counts up by itself.
+    pub key: Option<String>,
 }
 
 /// The tables that hold a table's rows: itself, or all its partitions and heirs at every level,
@@ -38,6 +40,11 @@ pub async fn of(connection: &mut PgConnection, root: Oid, age_column: &str) -> R
     let relations: Vec<Relation> = rows.into_iter().filter_map(relation).collect();
     let oids: Vec<Oid> = relations.iter().map(|relation| relation.oid).collect();
     let indexes = age_indexes(connection, &oids, age_column).await?;
+    let counting = keys::counting(connection, &oids).await?;
+    let key = |oid: Oid| {
+        let found = counting.iter().find(|(leaf, _)| *leaf == oid);
+        found.map(|(_, column)| column.clone())
+    };
     let age_index = |oid: Oid| {
         let found = indexes.iter().find(|(leaf, _)| *leaf == oid);
         found.map(|(_, index)| index.clone())
@@ -46,6 +53,7 @@ pub async fn of(connection: &mut PgConnection, root: Oid, age_column: &str) -> R
         .into_iter()
         .map(|relation| Leaf {
             age_index: age_index(relation.oid),
+            key: key(relation.oid),
             relation,
         })
         .collect())

@@ -12,6 +12,7 @@ use crate::support::context::{Setup, context};
 #[derive(Debug, Clone, Copy)]
 enum Layout {
     Indexed,
+    Keyed,
     Bare,
     Partitioned,
     Inherited,
@@ -49,6 +50,7 @@ const HOLDS: [(&str, &str); 3] = [
 fn cases() -> impl Strategy<Value = Case> {
     let layout = prop_oneof![
         Just(Layout::Indexed),
+        Just(Layout::Keyed),
         Just(Layout::Bare),
         Just(Layout::Partitioned),
         Just(Layout::Inherited)
@@ -83,7 +85,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 .filter(|hold| *hold < 2 || matches!(layout, Layout::Partitioned))
                 .collect(),
             // Only a table with a unique key can be referenced.
-            referenced: referenced.filter(|_| matches!(layout, Layout::Indexed | Layout::Bare)),
+            referenced: referenced.filter(|_| matches!(layout, Layout::Indexed | Layout::Keyed | Layout::Bare)),
         },
     )
 }
@@ -95,6 +97,9 @@ fn setup(case: &Case) -> String {
         Layout::Indexed => format!(
             "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int); CREATE INDEX ON events (created_at DESC); CREATE INDEX ON events (user_id, created_at);"
         ),
+        Layout::Keyed => {
+            format!("CREATE TABLE events (id bigserial PRIMARY KEY, created_at {age}, processed boolean, user_id int);")
+        }
         Layout::Bare => format!(
             "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int);
              CREATE INDEX ON events (created_at) WHERE processed; CREATE INDEX ON events (id, created_at);"
@@ -176,7 +181,7 @@ fn reference(case: &Case, constant: &str) -> String {
          SELECT id, created_at, processed, coalesce(created_at < {constant}, false) AS old,
                 {met} AND NOT newest AS met, coalesce({held}, false) AS held, {referenced} AS referenced
          FROM (SELECT *, tableoid, {keep_latest} AND row_number() OVER (
-                   PARTITION BY user_id ORDER BY created_at DESC NULLS LAST, tableoid DESC, ctid DESC) = 1 AS newest
+                   PARTITION BY user_id ORDER BY created_at DESC NULLS LAST, {key} tableoid DESC, ctid DESC) = 1 AS newest
                FROM events) AS events",
         met = if case.predicate {
             "coalesce(processed, false)"
@@ -184,6 +189,11 @@ fn reference(case: &Case, constant: &str) -> String {
             "true"
         },
         keep_latest = case.keep_latest,
+        key = if matches!(case.layout, Layout::Keyed) {
+            "id DESC,"
+        } else {
+            ""
+        },
         held = or_false(held.collect()),
         referenced = if case.referenced.is_some() {
             "EXISTS (SELECT FROM child WHERE event_id = events.id)"
@@ -264,7 +274,7 @@ fn batches_delete_what_one_statement_would() {
         database
     });
     let mut runner = TestRunner::new(Config {
-        cases: 32,
+        cases: 40,
         failure_persistence: None,
         max_shrink_iters: 64,
         ..Config::default()

@@ -268,35 +268,3 @@ async fn a_trigger_that_keeps_rows_is_found_by_the_verification() {
         (&17.into(), &3.into())
     );
 }
-
-#[tokio::test]
-async fn rows_in_a_foreign_partition_are_left_and_named() {
-    let database = Database::create().await;
-    let socket = crate::support::cluster().await.directory().display().to_string();
-    database
-        .execute(&format!(
-            "CREATE TABLE stored_elsewhere (id int, created_at timestamptz);
-             CREATE EXTENSION postgres_fdw;
-             CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{socket}', dbname '{name}');
-             CREATE USER MAPPING FOR postgres SERVER other OPTIONS (user 'postgres');
-             CREATE TABLE events (id int, created_at timestamptz) PARTITION BY LIST (id);
-             CREATE TABLE events_1 PARTITION OF events FOR VALUES IN (1);
-             CREATE FOREIGN TABLE events_2 PARTITION OF events FOR VALUES IN (2)
-                 SERVER other OPTIONS (table_name 'stored_elsewhere');
-             INSERT INTO events_1 VALUES (1, '2001-01-01'); INSERT INTO stored_elsewhere VALUES (2, '2001-01-01')",
-            name = database.name
-        ))
-        .await;
-    let report = run_once(&database, &job()).await.unwrap();
-    assert_eq!(report.outcome, Outcome::Partial);
-    assert_eq!(
-        (&report.body["rows"], &report.body["remaining"]),
-        (&1.into(), &1.into())
-    );
-    assert!(
-        report.body["warnings"]
-            .to_string()
-            .contains("public.events_2 is a foreign table")
-    );
-    assert_eq!(count(&database, "stored_elsewhere").await, 1);
-}
