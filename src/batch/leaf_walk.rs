@@ -218,9 +218,10 @@ impl Walk<'_> {
                 }
                 ladder.tries = 0;
                 self.count(rows, locked, weight.elapsed);
-                pace.took(weight.elapsed, self.yielding.target());
                 if weight.waiters > 0 {
                     pace.halve();
+                } else {
+                    pace.took(weight.elapsed, self.yielding.target());
                 }
                 ladder.last = weight;
                 Ok(Next::After(range))
