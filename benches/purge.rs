@@ -57,6 +57,8 @@ struct Bench {
 /// How one run went.
 struct Ran {
     seconds: f64,
+    /// The part of it in batches, where more is done.
+    batches: Option<f64>,
     /// Time per row of the last tenth of the batches by that of the first.
     slope: Option<f64>,
 }
@@ -76,7 +78,7 @@ impl Bench {
             "CREATE TABLE events (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), company int NOT NULL, created_at timestamptz NOT NULL, payload text);
              INSERT INTO events (company, created_at, payload)
                  SELECT n % 1000, timestamptz '2026-01-01' + (n - {rows} * 0.9) * interval '1 second', repeat('x', 200)
-                 FROM generate_series(1, {rows}) n ORDER BY hashint4(n / 100);
+                 FROM generate_series(1, {rows}) n;
              CREATE INDEX ON events (created_at); CREATE INDEX ON events (company, created_at);
              CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL);
              INSERT INTO accounts SELECT n, 0 FROM generate_series(1, 100000) n"
@@ -114,10 +116,11 @@ impl Bench {
         let mut unit = None;
         for strategy in Strategy::ALL {
             let mut cells = Vec::new();
-            let mut slope = None;
+            let (mut slope, mut alone) = (None, Vec::new());
             for pinned in [false, true] {
                 let ran = self.best(strategy, pinned).await;
                 cells.push(ran.seconds / *unit.get_or_insert(ran.seconds));
+                alone.extend(ran.batches.map(|seconds| seconds / unit.unwrap_or(seconds)));
                 slope = ran.slope;
             }
             let slope = slope.map_or_else(|| "-".to_owned(), |slope| format!("{slope:.1}"));
@@ -127,6 +130,9 @@ impl Bench {
                 cells[0],
                 cells[1]
             ));
+            if let [idle, pinned] = alone[..] {
+                line(&format!("{:<44} {idle:>8.2} {pinned:>8.2}", "  of that in batches"));
+            }
         }
     }
 
@@ -231,6 +237,7 @@ impl Strategy {
                     .unwrap();
                 Ran {
                     seconds: started.elapsed().as_secs_f64(),
+                    batches: None,
                     slope: None,
                 }
             }
@@ -254,6 +261,7 @@ async fn repeat(connection: &mut PgConnection, sql: &str) -> Ran {
     }
     Ran {
         seconds: started.elapsed().as_secs_f64(),
+        batches: None,
         slope: slope(&batches),
     }
 }
@@ -334,9 +342,14 @@ async fn pgreeve(target: &ConnectTarget, yield_to_others: bool) -> Ran {
             .fetch_all(&mut connection)
             .await
             .unwrap();
+    let work: f64 = sqlx::query_scalar("SELECT sum(milliseconds)::float8 / 1000 FROM pgreeve.run_batch")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
     connection.close().await.unwrap();
     Ran {
         seconds,
+        batches: Some(work),
         slope: slope(&batches),
     }
 }
