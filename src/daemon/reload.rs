@@ -11,7 +11,7 @@ use super::policies_and_schedules;
 use crate::audit::{AuditError, Entry, RecordKind};
 use crate::config::{Config, DaemonSettings, Finding, Place, Severity};
 use crate::control::{Refusal, Why};
-use crate::values::{Name, fingerprint};
+use crate::values::Name;
 
 /// What a reload changes.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub(super) async fn reload(state: &mut OfficeState, actor: &str) -> Result<Value
     Ok(answer)
 }
 
-/// The old configuration stays; the record says what was offered and how many mistakes it has.
+/// The old configuration stays; the record says where each mistake is.
 async fn reject(state: &OfficeState, file: &Path, findings: &[Finding], actor: &str) -> Refusal {
     let errors: Vec<Value> = findings
         .iter()
@@ -86,11 +86,9 @@ async fn reject(state: &OfficeState, file: &Path, findings: &[Finding], actor: &
         .collect();
     let count = errors.len();
     let noun = if count == 1 { "mistake" } else { "mistakes" };
-    // The bytes as they were offered: what is wrong has no meaning to take a fingerprint of.
-    let offered = tokio::fs::read(file).await.ok();
-    let offered = offered.map(|bytes| fingerprint(&String::from_utf8_lossy(&bytes)));
+    // Not a digest of the bytes: they may hold a password, and a digest of it could be guessed.
     let body = json!({
-        "files": [file.display().to_string()], "offered": offered, "fingerprint": state.config.fingerprint, "errors": errors,
+        "files": [file.display().to_string()], "fingerprint": state.config.fingerprint, "errors": errors,
     });
     let entry = Entry::new(RecordKind::ConfigRejected, body).actor(actor);
     if let Err(error) = state.audit.append(entry).await {
