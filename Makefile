@@ -10,6 +10,11 @@ sysconfdir ?= /etc
 unitdir    ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
 docdir     ?= $(prefix)/share/doc/pgreeve
+mandir     ?= $(prefix)/share/man
+# Where bash, zsh and fish look.
+bashdir    ?= $(prefix)/share/bash-completion/completions
+zshdir     ?= $(prefix)/share/zsh/site-functions
+fishdir    ?= $(prefix)/share/fish/vendor_completions.d
 # The program that `make install` installs.
 PROGRAM    ?= target/release/pgreeve
 
@@ -46,6 +51,12 @@ install: ## Install what `make build` built. Variables: DESTDIR, prefix (/usr/lo
 	$(INSTALL) -D -m 0644 systemd/pgreeve.service $(DESTDIR)$(unitdir)/pgreeve.service
 	$(INSTALL) -D -m 0644 systemd/pgreeve.sysusers.conf $(DESTDIR)$(sysusersdir)/pgreeve.conf
 	$(INSTALL) -D -m 0644 -t $(DESTDIR)$(docdir) README.md CHANGELOG.md LICENSE config.toml
+	@# The program prints its own manual and completions, so that they are of this version.
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(mandir)/man1 $(bashdir) $(zshdir) $(fishdir))
+	$(PROGRAM) man --dir $(DESTDIR)$(mandir)/man1
+	$(PROGRAM) completions bash > $(DESTDIR)$(bashdir)/pgreeve
+	$(PROGRAM) completions zsh > $(DESTDIR)$(zshdir)/_pgreeve
+	$(PROGRAM) completions fish > $(DESTDIR)$(fishdir)/pgreeve.fish
 	@# An operator's configuration is not touched.
 	test -e $(DESTDIR)$(sysconfdir)/pgreeve/config.toml || \
 	    $(INSTALL) -D -m 0644 config.toml $(DESTDIR)$(sysconfdir)/pgreeve/config.toml

@@ -112,6 +112,11 @@ fn an_install_brings_all_parts_and_keeps_the_configuration_of_the_operator() {
         ("usr/lib/systemd/system/pgreeve.service", 0o644),
         ("usr/lib/sysusers.d/pgreeve.conf", 0o644),
         ("usr/share/doc/pgreeve/README.md", 0o644),
+        ("usr/share/man/man1/pgreeve.1", 0o644),
+        ("usr/share/man/man1/pgreeve-plan.1", 0o644),
+        ("usr/share/bash-completion/completions/pgreeve", 0o644),
+        ("usr/share/zsh/site-functions/_pgreeve", 0o644),
+        ("usr/share/fish/vendor_completions.d/pgreeve.fish", 0o644),
         ("etc/pgreeve/config.toml", 0o644),
     ];
     for (file, wanted) in files {
