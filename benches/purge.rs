@@ -311,6 +311,8 @@ async fn pgreeve(target: &ConnectTarget, yield_to_others: bool) -> Ran {
         skip_if_referenced: false,
         max_fraction: None,
         max_rows: None,
+        archive: None,
+        objects: None,
     })
     .with_throttle(Throttle {
         yield_to_others,

@@ -24,7 +24,6 @@ use crate::config::{Config, JobSettings};
 use crate::control::{self, ControlSocket, SocketError};
 use crate::http::{self, Sight};
 use crate::job::Approval;
-use crate::jobs::KindSettings;
 use crate::jobs::build::{Surroundings, build};
 use crate::lifecycle;
 use crate::runner::{RunnableJob, SameJob, Sharing, Stops};
@@ -148,14 +147,12 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
 /// A job of the configuration, ready to run.
 #[must_use]
 pub fn runnable(config: &Config, settings: &JobSettings) -> RunnableJob {
-    let store = match &settings.kind {
-        KindSettings::Backup(backup) => config.stores.get(&backup.store).cloned(),
-        KindSettings::Retention(_) | KindSettings::Transition(_) => None,
-    };
+    let named = settings.kind.stores().into_iter();
+    let stores = named.filter_map(|(_, name)| Some((name.clone(), config.stores.get(name)?.clone())));
     let surroundings = Surroundings {
         instance: config.daemon.instance.clone(),
         timezone: settings.schedule.timezone().clone(),
-        store,
+        stores: stores.collect(),
         throttle: settings.throttle.clone(),
     };
     RunnableJob {

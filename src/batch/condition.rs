@@ -33,6 +33,8 @@ pub(super) struct Condition {
     free: Vec<(Uuid, String)>,
     /// Another row references it.
     referenced: Option<String>,
+    /// What it owns elsewhere is within reach.
+    usable: Option<String>,
 }
 
 impl Condition {
@@ -45,6 +47,7 @@ impl Condition {
             superseded: None,
             free: Vec::new(),
             referenced: None,
+            usable: None,
         }
     }
 
@@ -99,6 +102,11 @@ impl Condition {
         self.referenced = (!referenced.is_empty()).then(|| format!("({})", referenced.join(" OR ")));
     }
 
+    /// Keeps rows that do not meet a condition, which is never null.
+    pub(super) fn require(&mut self, condition: String) {
+        self.usable = Some(condition);
+    }
+
     /// Keeps rows that a legal hold covers; instead of those of before.
     pub(super) fn hold(&mut self, holds: &[Standing]) {
         self.free = holds.iter().map(|hold| (hold.hold_id, self.free_of(hold))).collect();
@@ -129,8 +137,7 @@ impl Condition {
 
     /// What a row must meet to be due.
     pub(super) fn eligible(&self) -> String {
-        let unreferenced = self.referenced.as_ref().map(|referenced| format!("NOT {referenced}"));
-        joined([Some(self.due_but_for_others()), self.free(), unreferenced])
+        joined([Some(self.due_but_for_reach()), self.usable.clone()])
     }
 
     /// The same for people and records. What a hold says may be about a person and stays out: its
@@ -141,9 +148,21 @@ impl Condition {
             .iter()
             .map(|(id, _)| format!("NOT /* covered by hold {id} */"));
         let unreferenced = self.referenced.as_ref().map(|referenced| format!("NOT {referenced}"));
-        let mut parts = vec![Some(self.due_but_for_others()), unreferenced];
+        let mut parts = vec![Some(self.due_but_for_others()), unreferenced, self.usable.clone()];
         parts.extend(free.map(Some));
         joined(parts)
+    }
+
+    /// Due, whatever the row owns.
+    fn due_but_for_reach(&self) -> String {
+        let unreferenced = self.referenced.as_ref().map(|referenced| format!("NOT {referenced}"));
+        joined([Some(self.due_but_for_others()), self.free(), unreferenced])
+    }
+
+    /// Rows that would be due but for what they own.
+    pub(super) fn unusable(&self) -> Option<String> {
+        let usable = self.usable.as_ref()?;
+        Some(format!("{} AND NOT {usable}", self.due_but_for_reach()))
     }
 
     /// Old enough, and nothing but holds and references to keep it.

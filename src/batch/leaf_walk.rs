@@ -6,14 +6,16 @@ use super::blocks;
 use super::driver::Driver;
 use super::held::Held;
 use super::key_walk;
+use super::outside::{Outside, Trouble};
 use super::pace::Pace;
 use super::statement::{Range, Statements};
 use super::throttle::{Weight, Yielding};
-use super::transaction::{self, Attempt, Failure, Patience, Slice};
-use crate::job::{JobContext, JobError};
+use super::transaction::{self, Attempt, Failure, Part, Patience, Slice};
+use crate::job::{Disposition, JobContext, JobError};
 use crate::ledger::batches;
 use crate::postgres::catalog::RelationKind;
 use crate::postgres::catalog::leaves::Leaf;
+use crate::store::StoreError;
 
 /// Rows of the first batch, and the bounds of all.
 const ROWS: (u64, u64, u64) = (1000, 100, 20_000);
@@ -38,7 +40,7 @@ pub(super) struct Tally {
 }
 
 /// Why a walk ended before its end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Halt {
     /// The run is to stop.
     Cancelled,
@@ -46,6 +48,8 @@ pub(super) enum Halt {
     Budget,
     /// As many rows as `max_rows` allows are done.
     Brake,
+    /// A store refused; the rows of the batch stay.
+    Store(StoreError),
     /// It failed.
     Failed(JobError),
 }
@@ -83,6 +87,8 @@ pub(super) struct Walk<'a> {
     pub(super) limits: Limits,
     /// What is done.
     pub(super) tally: &'a mut Tally,
+    /// What is done outside the database.
+    pub(super) outside: &'a mut Outside,
 }
 
 /// The state of the ladder of retries within one leaf.
@@ -125,7 +131,7 @@ impl Walk<'_> {
     }
 
     async fn by_age(&mut self, leaf: &Leaf, ladder: &mut Ladder) -> Result<(), Halt> {
-        let (first, least, most) = ROWS;
+        let (first, least, most) = self.outside.rows(ROWS);
         let mut pace = Pace::new(first, least, most);
         let mut low: Option<String> = None;
         loop {
@@ -157,7 +163,8 @@ impl Walk<'_> {
         let Some((from, to)) = key_walk::bounds(connection, self.statements, &leaf.relation, &column).await? else {
             return Ok(());
         };
-        let mut pace = Pace::new(ROWS.0, ROWS.1, ROWS.2);
+        let (first, least, most) = self.outside.rows(ROWS);
+        let mut pace = Pace::new(first, least, most);
         let mut after = from.saturating_sub(1);
         while after < to {
             let slice = Slice::Keys {
@@ -174,7 +181,13 @@ impl Walk<'_> {
     }
 
     async fn by_block(&mut self, leaf: &Leaf, from: u32, until: u32, ladder: &mut Ladder) -> Result<(), Halt> {
-        let mut pace = Pace::new(blocks::holding(&leaf.relation, ROWS.0), 1, MOST_BLOCKS);
+        let (first, _, most) = self.outside.rows(ROWS);
+        let most = if self.outside.is_busy() {
+            blocks::holding(&leaf.relation, most)
+        } else {
+            MOST_BLOCKS
+        };
+        let mut pace = Pace::new(blocks::holding(&leaf.relation, first), 1, most);
         let mut block = from;
         while block < until {
             let end = u32::try_from(pace.size()).map_or(until, |blocks| block.saturating_add(blocks).min(until));
@@ -205,7 +218,15 @@ impl Walk<'_> {
         };
         let allowed = self.limits.rows.map(|most| most.saturating_sub(self.tally.rows));
         let (relation, holds) = (&leaf.relation, self.held.holds());
-        match transaction::run(self.context, self.statements, holds, relation, slice, patience, allowed).await {
+        let part = Part {
+            statements: self.statements,
+            holds,
+            leaf: relation,
+            slice,
+            patience,
+            allowed,
+        };
+        match transaction::run(self.context, &part, self.outside).await {
             Ok(Attempt::Crowded) => Ok(Next::Crowded),
             Ok(Attempt::Done {
                 rows,
@@ -221,7 +242,8 @@ impl Walk<'_> {
                 if weight.waiters > 0 {
                     pace.halve();
                 } else {
-                    pace.took(weight.elapsed, self.yielding.target());
+                    let (elapsed, target) = self.outside.paced(weight.elapsed, self.yielding.target());
+                    pace.took(elapsed, target);
                 }
                 ladder.last = weight;
                 Ok(Next::After(range))
@@ -288,6 +310,7 @@ impl Walk<'_> {
                     Err(Halt::Brake)
                 }
             }
+            Failure::Outside(trouble) => self.outside_trouble(trouble, operation, pace),
             // Only the caller can read them anew.
             Failure::HoldsChanged => Ok(Next::Again),
             Failure::Superseded(error) => Err(Halt::Failed(JobError::permanent(operation, error.to_string()))),
@@ -303,6 +326,31 @@ impl Walk<'_> {
                 }))
             }
         }
+    }
+
+    /// Decides about a batch whose work outside the database failed.
+    fn outside_trouble(&self, trouble: Trouble, operation: String, pace: &mut Pace) -> Result<Next, Halt> {
+        let error = match trouble {
+            Trouble::TooLarge | Trouble::TooMany | Trouble::Slow(_) if pace.halve() => return Ok(Next::Again),
+            Trouble::TooMany => return Err(Halt::Brake),
+            Trouble::Slow(error) | Trouble::Store(error) => return Err(Halt::Store(error)),
+            Trouble::TooLarge => JobError::permanent(
+                operation,
+                "the rows of the smallest batch are larger than an object of an archive may be",
+            )
+            .with_remedy("leave `archive` out for this table, or move its large values elsewhere"),
+            Trouble::Lost(error) if error.is("57014") && self.context.stop.is_cancelled() => {
+                return Err(Halt::Cancelled);
+            }
+            Trouble::Lost(error) | Trouble::Database(error) => JobError {
+                // The session is out of step; another attempt has another one.
+                disposition: Disposition::Transient,
+                ..JobError::database(operation, &error)
+            },
+            Trouble::Unequal(cause) => JobError::permanent(operation, cause)
+                .with_remedy("nothing of this batch was deleted; correct the trigger or `where`"),
+        };
+        Err(Halt::Failed(error))
     }
 
     /// Whether the time left is too short for the rows left, at the speed so far.

@@ -8,6 +8,7 @@
 //! Which rows are due is said by one text, made once by [`statement`]; the plan's count, every batch
 //! and the verification use the same text.
 
+mod archive;
 mod blocks;
 mod brake;
 mod condition;
@@ -15,11 +16,14 @@ mod cutoff;
 mod driver;
 mod estimate;
 mod exemption;
+mod fenced;
 mod foreign;
 mod grants;
 mod held;
 mod key_walk;
 mod leaf_walk;
+mod objects;
+mod outside;
 mod pace;
 mod permission;
 mod plan;
@@ -34,8 +38,11 @@ mod throttle;
 mod transaction;
 mod verify;
 
+pub use archive::{ArchiveFormat, ArchiveRule};
 pub use grants::grants;
-pub use plan::plan;
+pub use objects::ObjectRule;
+pub use outside::Beside;
+pub use plan::{plan, plan_beside};
 pub use report::COUNT_LIMIT;
 pub use rule::{Brakes, Change, Rule, StateChange};
 pub use throttle::Throttle;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sqlx::{Connection, PgConnection};
 
 use super::brake::{self, Tripped};
@@ -12,12 +12,14 @@ use super::cutoff::{self, Cutoff, rfc3339};
 use super::estimate::{self, Estimate};
 use super::held::Held;
 use super::leaf_walk::{Halt, Limits, Tally, Walk, committed};
+use super::outside::{Beside, Outside};
 use super::preflight::{self, Target};
 use super::report::Report;
 use super::rule::{Change, Rule};
 use super::statement::{Input, Statements};
 use super::throttle::Yielding;
 use super::{driver, exemption, states, verify};
+use crate::backup::sweep::store_error;
 use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
 use crate::ledger::leader::FenceError;
 use crate::ledger::purges;
@@ -33,6 +35,14 @@ const PASSES: u32 = 2;
 /// # Errors
 /// Refused, with cause and remedy, when a precondition does not hold.
 pub async fn plan(rule: Rule, context: &mut JobContext) -> Result<Box<dyn Plan>, JobError> {
+    plan_beside(rule, Beside::default(), context).await
+}
+
+/// As [`plan`], for rows with which something is done outside the database before they go.
+///
+/// # Errors
+/// As [`plan`], and when a store cannot be used.
+pub async fn plan_beside(rule: Rule, beside: Beside, context: &mut JobContext) -> Result<Box<dyn Plan>, JobError> {
     let deadline = context.deadline;
     let operation = || format!("plan the work on {}", rule.table);
     let mut reading = context
@@ -41,7 +51,7 @@ pub async fn plan(rule: Rule, context: &mut JobContext) -> Result<Box<dyn Plan>,
         .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await
         .map_err(|error| JobError::database(operation(), &error.into()))?;
-    let result = draw_up(&mut reading, &rule, &context.job, deadline).await;
+    let result = draw_up(&mut reading, &rule, beside, &context.job, deadline).await;
     if let Err(error) = reading.rollback().await {
         tracing::debug!(error = %DatabaseError::from(error), "the plan's transaction did not end in good order");
     }
@@ -51,16 +61,19 @@ pub async fn plan(rule: Rule, context: &mut JobContext) -> Result<Box<dyn Plan>,
 async fn draw_up(
     connection: &mut PgConnection,
     rule: &Rule,
+    beside: Beside,
     job: &JobName,
     deadline: Instant,
 ) -> Result<RowPlan, JobError> {
     let mut target = preflight::check(connection, rule).await?;
+    target.warnings.extend(beside.check(connection, &target).await?);
     let table = target.relation.display();
     let cutoff = cutoff::fix(connection, &rule.period, &rule.zone(), target.age_type).await?;
     let group = exemption::group(connection, rule, &mut target).await?;
     exemption::references(rule, &target)?;
     let held = Held::read(connection, rule, &target).await?;
     let mut statements = compile(rule, &target, &cutoff, group)?;
+    beside.narrow(&mut statements);
     estimate::probe(connection, &table, &statements).await?;
     held.probe(connection, &statements).await?;
     statements.hold(&held.holds().standing);
@@ -83,6 +96,7 @@ async fn draw_up(
         foreign_keys,
         driver,
         why,
+        beside,
     })
 }
 
@@ -132,11 +146,12 @@ struct RowPlan {
     foreign_keys: Vec<Value>,
     driver: String,
     why: String,
+    beside: Beside,
 }
 
 impl Plan for RowPlan {
     fn intent(&self) -> Value {
-        json!({
+        let mut intent = json!({
             "table": self.target.relation.display(),
             "tables": self.target.leaves.len(),
             "cutoff": rfc3339(&self.cutoff.instant),
@@ -150,7 +165,11 @@ impl Plan for RowPlan {
             "triggers": self.target.triggers,
             "foreign_keys": self.foreign_keys,
             "warnings": self.target.warnings,
-        })
+        });
+        if let Value::Object(intent) = &mut intent {
+            intent.extend(self.beside.intent());
+        }
+        intent
     }
 
     fn execute<'a>(mut self: Box<Self>, context: &'a mut JobContext) -> BoxFuture<'a, Result<JobReport, JobError>>
@@ -166,6 +185,7 @@ impl RowPlan {
         let mut tally = Tally::default();
         self.started = Instant::now();
         let passing = brake::check(context, &self.target.relation.display(), &self.tripped, self.due.rows).await?;
+        let mut outside = Outside::begin(&self.beside, context, &self.target.relation, &self.cutoff).await?;
         // What an earlier attempt did counts against the brake too.
         let before = committed(context, &tally).await;
         let allowed = self
@@ -176,7 +196,7 @@ impl RowPlan {
         for pass in 1.. {
             tally.locked = 0;
             let so_far = tally.rows;
-            halt = self.walk(context, &mut tally, allowed, pass).await.err();
+            halt = self.walk(context, &mut outside, &mut tally, allowed, pass).await.err();
             if halt.is_none() {
                 halt = self.renew_holds(context).await.err().map(Halt::Failed);
             }
@@ -207,13 +227,21 @@ impl RowPlan {
                 break;
             }
         }
-        let report = self.report(context, tally, remains).await;
-        match halt {
+        let ended = matches!(halt, Some(Halt::Cancelled | Halt::Failed(_)));
+        let mut report = self.report(context, tally, remains).await;
+        // A run that fails leaves its archive to the next attempt, or to the job's next run.
+        if !ended {
+            (report.beside, report.problems) = outside.finish(context, &self.statements).await;
+        }
+        match halt.clone() {
             Some(Halt::Cancelled) => {
                 return Err(JobError::cancelled(self.doing("work on")).with_partial(report.body()));
             }
             Some(Halt::Failed(error)) => return Err(error.with_partial(report.body())),
-            Some(Halt::Budget | Halt::Brake) | None => {}
+            Some(Halt::Store(error)) if report.rows == 0 => {
+                return Err(store_error(self.doing("work on"), error).with_partial(report.body()));
+            }
+            Some(Halt::Budget | Halt::Brake | Halt::Store(_)) | None => {}
         }
         let (outcome, reason) = report.outcome(halt.as_ref());
         let body = report.body();
@@ -235,6 +263,7 @@ impl RowPlan {
     async fn walk(
         &mut self,
         context: &mut JobContext,
+        outside: &mut Outside,
         tally: &mut Tally,
         allowed: Option<u64>,
         pass: u32,
@@ -261,6 +290,7 @@ impl RowPlan {
                 yielding: &mut self.yielding,
                 limits,
                 tally: &mut *tally,
+                outside: &mut *outside,
             };
             walk.leaf(leaf, self.target.lockable.contains(&leaf.relation.oid))
                 .await?;
@@ -287,6 +317,8 @@ impl RowPlan {
                 .map(|detach| detach.partition.clone())
                 .collect(),
             warnings: self.target.warnings.clone(),
+            beside: Map::new(),
+            problems: Vec::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::leaf_walk::{Halt, Tally};
 use super::verify::Remains;
@@ -38,12 +38,16 @@ pub(super) struct Report {
     pub(super) hidden_not_erased: Vec<String>,
     /// What an operator should know.
     pub(super) warnings: Vec<String>,
+    /// What was done beside the rows: `archive`, `objects`, `partitions`, where they apply.
+    pub(super) beside: Map<String, Value>,
+    /// What went wrong there.
+    pub(super) problems: Vec<String>,
 }
 
 impl Report {
     /// The published format.
     pub(super) fn body(&self) -> Value {
-        json!({
+        let mut body = json!({
             "table": self.table,
             "cutoff": self.cutoff,
             "driver": self.driver,
@@ -62,7 +66,11 @@ impl Report {
             "signals": self.signals,
             "hidden_not_erased": self.hidden_not_erased,
             "warnings": self.warnings,
-        })
+        });
+        if let Value::Object(body) = &mut body {
+            body.extend(self.beside.clone());
+        }
+        body
     }
 
     /// Green only when nothing is due any more and nothing is hidden; else why not.
@@ -82,6 +90,7 @@ impl Report {
                         held.as_secs_f64()
                     ),
                     (Some(Halt::Budget), None) => "budget: the time limit came before the end".to_owned(),
+                    (Some(Halt::Store(error)), _) => format!("store: {error}"),
                     (Some(Halt::Brake), _) => "max_rows: as many rows as the policy allows are done".to_owned(),
                     _ if self.tally.locked > 0 => "locked: other sessions hold rows that are due".to_owned(),
                     _ => "remaining: rows became due meanwhile, or a trigger or another partition's server kept them"
@@ -97,6 +106,7 @@ impl Report {
                 self.hidden_not_erased.join(", ")
             ));
         }
+        reasons.extend(self.problems.iter().cloned());
         if reasons.is_empty() {
             (Outcome::Succeeded, None)
         } else {
@@ -134,6 +144,8 @@ mod tests {
             }),
             hidden_not_erased: Vec::new(),
             warnings: vec!["a warning".to_owned()],
+            beside: Map::new(),
+            problems: Vec::new(),
         }
     }
 

@@ -72,6 +72,8 @@ pub(super) enum Range {
         /// Not greater than this.
         through: i64,
     },
+    /// Rows stored at these places, which this transaction has locked.
+    Places(Vec<String>),
     /// Rows stored in these blocks.
     Blocks {
         /// From this one,
@@ -293,6 +295,50 @@ impl Statements {
         format!("{} WHERE {}{}", self.verb(leaf), self.within(range), self.eligible)
     }
 
+    /// Keeps rows that do not meet a further condition, which is never null: what they own is not
+    /// within reach.
+    pub(super) fn require(&mut self, condition: String) {
+        self.condition.require(condition);
+        self.eligible = self.condition.eligible();
+    }
+
+    /// A column of the table, by the alias that every statement uses.
+    pub(super) fn column(&self, name: &str) -> String {
+        format!("{}.{}", self.alias, identifier(name))
+    }
+
+    /// The rows of a part of a leaf that are due.
+    pub(super) fn select(&self, leaf: &Relation, range: &Range, list: &str) -> String {
+        let (table, within) = (self.only(leaf), self.within(range));
+        format!("SELECT {list} FROM {table} WHERE {within}{}", self.eligible)
+    }
+
+    /// As [`Statements::apply`], answering with the text of a column of each row.
+    pub(super) fn apply_returning(&self, leaf: &Relation, range: &Range, column: &str) -> String {
+        format!("{} RETURNING {}::text", self.apply(leaf, range), self.column(column))
+    }
+
+    /// Those of the values `$1` that a column holds in any row, due or not.
+    pub(super) fn values_among(&self, column: &str) -> String {
+        let (root, column) = (&self.root, self.column(column));
+        format!("SELECT DISTINCT {column}::text FROM {root} WHERE {column} = ANY($1)")
+    }
+
+    /// `(rows, oldest, youngest)`: how many rows of a part of a leaf are due, and of which times.
+    pub(super) fn summary(&self, leaf: &Relation, range: &Range) -> String {
+        let ends = ["min", "max"].map(|end| self.instant(&format!("{end}({})", self.age)));
+        let list = format!("count(*), {}::text, {}::text", ends[0], ends[1]);
+        self.select(leaf, range, &list)
+    }
+
+    /// How many rows stay only because of [`Statements::require`], up to a limit.
+    pub(super) fn unusable(&self) -> Option<String> {
+        let (root, condition) = (&self.root, self.condition.unusable()?);
+        Some(format!(
+            "SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {condition} LIMIT {COUNT_LIMIT}) AS bounded"
+        ))
+    }
+
     /// The same, but leaves out rows that another session holds. A `ctid` never leaves its
     /// statement, and the condition is checked again on the row as it is then.
     pub(super) fn apply_unlocked(&self, leaf: &Relation, range: &Range) -> String {
@@ -392,6 +438,9 @@ impl Statements {
                 let key = format!("{alias}.{}", identifier(column));
                 format!("{key} > '{after}'::int8 AND {key} <= '{through}'::int8 AND ")
             }
+            Range::Places(places) => {
+                format!("{alias}.ctid = ANY ({}::tid[]) AND ", literal(&tid_array(places)))
+            }
             Range::Blocks { from, until } => {
                 format!("{alias}.ctid >= '({from},0)'::tid AND {alias}.ctid < '({until},0)'::tid AND ")
             }
@@ -421,6 +470,12 @@ impl Statements {
             AgeType::Date => format!("({value}::timestamp AT TIME ZONE {})", self.zone),
         }
     }
+}
+
+/// Places as PostgreSQL writes an array.
+fn tid_array(places: &[String]) -> String {
+    let places: Vec<String> = places.iter().map(|place| format!("\"{place}\"")).collect();
+    format!("{{{}}}", places.join(","))
 }
 
 /// A value of a column, as a literal of the column's type.

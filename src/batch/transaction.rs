@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::estimate::LIMIT_STATEMENT;
+use super::outside::{Outside, STORE_TIME, Trouble};
 use super::statement::{Range, Statements};
 use super::throttle::Weight;
 use crate::job::JobContext;
 use crate::ledger::batches::{self, Batch};
 use crate::ledger::holds::{self, Holds};
-use crate::ledger::leader::FenceError;
+use crate::ledger::leader::{Fence, FenceError};
 use crate::postgres::catalog::{Relation, RelationKind};
 use crate::postgres::sqlstate::DatabaseError;
+use crate::values::RunId;
 
 /// How long one batch may take at most, whatever the run may: its locks are held so long.
 const BATCH_TIME: Duration = Duration::from_secs(15);
@@ -89,6 +91,8 @@ pub(super) enum Failure {
     TimedOut(DatabaseError),
     /// Another session holds a lock, or was preferred in a deadlock.
     Contended(DatabaseError),
+    /// Something outside the database.
+    Outside(Trouble),
     /// Anything else.
     Other(DatabaseError),
 }
@@ -104,91 +108,141 @@ impl Failure {
     }
 }
 
-/// Runs one batch of at most `allowed` rows. Whatever fails, the transaction is rolled back before
-/// this returns.
-pub(super) async fn run(
-    context: &mut JobContext,
-    statements: &Statements,
-    holds: &Holds,
-    leaf: &Relation,
-    slice: &Slice,
-    patience: Patience,
-    allowed: Option<u64>,
-) -> Result<Attempt, Failure> {
-    let started = Instant::now();
+/// The batch to run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    /// The rule.
+    pub(super) statements: &'a Statements,
+    /// The legal holds that are part of it.
+    pub(super) holds: &'a Holds,
+    /// Whose rows.
+    pub(super) leaf: &'a Relation,
+    /// Which of them.
+    pub(super) slice: &'a Slice,
+    /// How far it may go for a row that another session holds.
+    pub(super) patience: Patience,
+    /// The most rows it may touch.
+    pub(super) allowed: Option<u64>,
+}
+
+/// Runs one batch. Whatever fails, the transaction is rolled back before this returns.
+pub(super) async fn run(context: &mut JobContext, part: &Part<'_>, outside: &mut Outside) -> Result<Attempt, Failure> {
     let (fence, run) = (context.fence, context.run);
-    let mut limit = BATCH_TIME;
-    let other = |error: sqlx::Error| Failure::Other(error.into());
     let mut transaction = context
         .session
         .connection()
-        .begin_with("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        .begin_with(isolation(outside))
         .await
-        .map_err(other)?;
-    let result = async {
-        fence.hold(&mut transaction).await.map_err(|error| match error {
-            FenceError::Database(error) => Failure::of(error, Duration::ZERO, BATCH_TIME),
-            FenceError::Superseded(_) => Failure::Superseded(error),
-        })?;
-        let (batch_limit, wal_before) = prepare(&mut transaction, slice).await.map_err(other)?;
-        limit = batch_limit;
-        let database = |error: DatabaseError| Failure::of(error, Duration::ZERO, BATCH_TIME);
-        holds::share(&mut transaction).await.map_err(database)?;
-        if !holds::unchanged(&mut transaction, holds).await.map_err(database)? {
-            return Err(Failure::HoldsChanged);
-        }
-        let mut statement_started = Instant::now();
-        let work = async {
-            let Some(range) = range(&mut transaction, statements, leaf, slice).await? else {
-                return Ok(None);
-            };
-            statement_started = Instant::now();
-            let rows = apply(&mut transaction, statements, leaf, &range, patience).await?;
-            let locked = match patience {
-                Patience::Wait => 0,
-                Patience::Leave | Patience::Count => left(&mut transaction, statements, leaf, &range).await?,
-            };
-            Ok(Some((range, rows, locked)))
-        };
-        let done: Result<_, sqlx::Error> = work.await;
-        let Some((range, rows, locked)) =
-            done.map_err(|error| Failure::of(error.into(), statement_started.elapsed(), limit))?
-        else {
-            return Ok(Attempt::Crowded);
-        };
-        if allowed.is_some_and(|most| rows > most) {
-            return Err(Failure::TooMany);
-        }
-        let elapsed = started.elapsed();
-        if rows > 0 {
-            let batch = place(statements, leaf, &range, rows, elapsed);
-            batches::record(&mut transaction, run, &batch)
-                .await
-                .map_err(Failure::Other)?;
-        }
-        let (waiters, wal) = weigh(&mut transaction, &wal_before).await.map_err(other)?;
-        Ok(Attempt::Done {
-            rows,
-            locked,
-            range,
-            weight: Weight { elapsed, waiters, wal },
-        })
-    }
-    .await;
+        .map_err(|error| Failure::Other(error.into()))?;
+    let result = within(&mut transaction, fence, run, part, outside).await;
     if let Ok(Attempt::Done { .. }) = &result {
-        transaction.commit().await.map_err(other)?;
-    } else if let Err(error) = transaction.rollback().await {
-        // The batch's own error says more; a connection that is gone has rolled back.
-        tracing::debug!(error = %DatabaseError::from(error), "a batch could not be rolled back in good order");
+        let committed = transaction.commit().await;
+        // Where the answer is lost, the ledger tells later what became of the batch.
+        outside.committed();
+        committed.map_err(|error| Failure::Other(error.into()))?;
+    } else {
+        if let Err(error) = transaction.rollback().await {
+            // The batch's own error says more; a connection that is gone has rolled back.
+            tracing::debug!(error = %DatabaseError::from(error), "a batch could not be rolled back in good order");
+        }
+        outside.rolled_back().await;
     }
     result
 }
 
+async fn within(
+    transaction: &mut PgConnection,
+    fence: Fence,
+    run: RunId,
+    part: &Part<'_>,
+    outside: &mut Outside,
+) -> Result<Attempt, Failure> {
+    let started = Instant::now();
+    let (statements, leaf, patience) = (part.statements, part.leaf, part.patience);
+    let other = |error: sqlx::Error| Failure::Other(error.into());
+    let database = |error: DatabaseError| Failure::of(error, Duration::ZERO, BATCH_TIME);
+    // Where all statements see one snapshot, it must be younger than the lock.
+    if outside.archives() {
+        holds::freeze(&mut *transaction).await.map_err(database)?;
+    }
+    fence.hold(&mut *transaction).await.map_err(|error| match error {
+        FenceError::Database(error) => Failure::of(error, Duration::ZERO, BATCH_TIME),
+        FenceError::Superseded(_) => Failure::Superseded(error),
+    })?;
+    let (limit, wal_before) = prepare(&mut *transaction, part.slice, outside).await.map_err(other)?;
+    if !outside.archives() {
+        holds::share(&mut *transaction).await.map_err(database)?;
+    }
+    if !holds::unchanged(&mut *transaction, part.holds)
+        .await
+        .map_err(database)?
+    {
+        return Err(Failure::HoldsChanged);
+    }
+    let mut statement_started = Instant::now();
+    let work = async {
+        let Some(range) = range(&mut *transaction, statements, leaf, part.slice).await? else {
+            return Ok(None);
+        };
+        statement_started = Instant::now();
+        let rows = apply(&mut *transaction, part, &range, outside).await?;
+        let locked = match patience {
+            Patience::Wait => 0,
+            Patience::Leave | Patience::Count => left(&mut *transaction, statements, leaf, &range).await?,
+        };
+        Ok(Some((range, rows, locked)))
+    };
+    let done: Result<_, Trouble> = work.await;
+    let done = done.map_err(|trouble| match trouble {
+        // What the snapshot does not show holds on to a row: the next one shows it.
+        Trouble::Database(error) if error.is("23503") && outside.archives() && statements.keeps_referenced() => {
+            Failure::Contended(error)
+        }
+        Trouble::Database(error) => Failure::of(error, statement_started.elapsed(), limit),
+        trouble => Failure::Outside(trouble),
+    })?;
+    let Some((range, rows, locked)) = done else {
+        return Ok(Attempt::Crowded);
+    };
+    if part.allowed.is_some_and(|most| rows > most) {
+        return Err(Failure::TooMany);
+    }
+    let elapsed = started.elapsed();
+    if rows > 0 {
+        let batch = place(statements, leaf, &range, rows, elapsed);
+        batches::record(&mut *transaction, run, &batch)
+            .await
+            .map_err(Failure::Other)?;
+        outside.record(&mut *transaction).await.map_err(Failure::Other)?;
+    }
+    let (waiters, wal) = weigh(transaction, &wal_before).await.map_err(other)?;
+    Ok(Attempt::Done {
+        rows,
+        locked,
+        range,
+        weight: Weight { elapsed, waiters, wal },
+    })
+}
+
+/// A copy and the deletion after it must see the same rows.
+fn isolation(outside: &Outside) -> &'static str {
+    if outside.archives() {
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE"
+    } else {
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+    }
+}
+
 /// Settings of the transaction; answers with its statement timeout and where the WAL stood.
-async fn prepare(transaction: &mut PgConnection, slice: &Slice) -> Result<(Duration, String), sqlx::Error> {
+async fn prepare(
+    transaction: &mut PgConnection,
+    slice: &Slice,
+    outside: &Outside,
+) -> Result<(Duration, String), sqlx::Error> {
     // The commits need not wait for the disk: the record that closes the run is written after them
-    // and does wait, and the WAL is one sequence.
-    //
+    // and does wait, and the WAL is one sequence. Beside a store, which is not rewound with the
+    // database, they do wait.
+    let commit = if outside.is_busy() { "on" } else { "off" };
     // The index was chosen from the catalog; stale statistics must not turn each batch into a read of
     // the whole table, nor its made-up cost into a compilation.
     let scan = match slice {
@@ -196,12 +250,19 @@ async fn prepare(transaction: &mut PgConnection, slice: &Slice) -> Result<(Durat
         Slice::Blocks { .. } => "on",
     };
     let (wal, ..): (String, String, String, String) = sqlx::query_as(
-        "SELECT pg_current_wal_insert_lsn()::text, set_config('synchronous_commit', 'off', true),
+        "SELECT pg_current_wal_insert_lsn()::text, set_config('synchronous_commit', $2, true),
                 set_config('jit', 'off', true), set_config('enable_seqscan', $1, true)",
     )
     .bind(scan)
+    .bind(commit)
     .fetch_one(&mut *transaction)
     .await?;
+    if outside.is_busy() {
+        sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
+            .bind((STORE_TIME * 2).as_millis().to_string())
+            .execute(&mut *transaction)
+            .await?;
+    }
     let limit: i64 = sqlx::query_scalar(LIMIT_STATEMENT)
         .bind(i64::try_from(BATCH_TIME.as_millis()).unwrap_or(i64::MAX))
         .fetch_one(transaction)
@@ -279,13 +340,21 @@ async fn range(
 
 async fn apply(
     transaction: &mut PgConnection,
-    statements: &Statements,
-    leaf: &Relation,
+    part: &Part<'_>,
     range: &Range,
-    patience: Patience,
-) -> Result<u64, sqlx::Error> {
+    outside: &mut Outside,
+) -> Result<u64, Trouble> {
+    let Part {
+        statements,
+        leaf,
+        patience,
+        ..
+    } = *part;
+    if outside.is_busy() && patience != Patience::Count {
+        return outside.apply(transaction, part, range).await;
+    }
     if statements.keeps_referenced() && patience != Patience::Count {
-        return apply_locked(transaction, statements, leaf, range, patience == Patience::Wait).await;
+        return Ok(apply_locked(transaction, statements, leaf, range, patience == Patience::Wait).await?);
     }
     let sql = match patience {
         Patience::Wait => statements.apply(leaf, range),
@@ -345,7 +414,7 @@ fn place(statements: &Statements, leaf: &Relation, range: &Range, rows: u64, ela
         ),
         Range::Blocks { from, until } => (from.to_string(), until.to_string()),
         // A key may be about a person; the ledger holds none.
-        Range::Keys { .. } => (String::new(), String::new()),
+        Range::Keys { .. } | Range::Places(_) => (String::new(), String::new()),
     };
     Batch {
         relation: leaf.display(),

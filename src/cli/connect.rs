@@ -9,7 +9,6 @@ use super::run::{NothingIsRecorded, look};
 use crate::config::{Config, Finding, JobSettings, Severity};
 use crate::daemon;
 use crate::job::{Disposition, JobError};
-use crate::jobs::KindSettings;
 use crate::runner;
 use crate::store::StoreErrorKind;
 use crate::values::Name;
@@ -78,16 +77,17 @@ async fn check_job(config: &Config, settings: &JobSettings) -> Result<(), JobErr
 }
 
 fn lacks_store(config: &Config, job: &JobSettings) -> bool {
-    matches!(&job.kind, KindSettings::Backup(backup) if !config.stores.contains_key(&backup.store))
+    job.kind
+        .stores()
+        .iter()
+        .any(|(_, store)| !config.stores.contains_key(*store))
 }
 
 /// Each store that a job uses.
 fn used_stores(config: &Config) -> BTreeSet<&Name> {
     let mut stores = BTreeSet::new();
     for job in config.jobs.values() {
-        if let KindSettings::Backup(backup) = &job.kind {
-            stores.insert(&backup.store);
-        }
+        stores.extend(job.kind.stores().into_iter().map(|(_, store)| store));
     }
     stores
 }

@@ -43,13 +43,13 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<BackupSetting
     })
 }
 
-fn store(field: &Field<'_>, scope: &Scope<'_>) -> Option<Name> {
+pub(super) fn store(field: &Field<'_>, scope: &Scope<'_>) -> Option<Name> {
     let name = field.parse()?;
     scope.stores.refer(field, &name)?;
     Some(name)
 }
 
-fn compression(field: &Field<'_>) -> Option<Compression> {
+pub(super) fn compression(field: &Field<'_>) -> Option<Compression> {
     if field.value.as_str().is_some_and(|text| text.starts_with("zstd")) {
         let help = "write \"gzip:1\" to \"gzip:9\", or \"none\"";
         field.error("zstd is not available in this version", help);

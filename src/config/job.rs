@@ -242,7 +242,7 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
     let settings: Vec<Option<KindSettings>> = found
         .iter()
         .map(|(kind, field)| match kind {
-            Kind::Retention => retention::read(field).map(KindSettings::Retention),
+            Kind::Retention => retention::read(field, scope).map(KindSettings::Retention),
             Kind::Transition => transition::read(field).map(KindSettings::Transition),
             Kind::Backup => backup::read(field, scope).map(KindSettings::Backup),
         })

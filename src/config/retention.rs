@@ -1,16 +1,19 @@
 //! `[jobs.NAME] retention = { … }`.
 
 use super::field::Field;
-use super::rows;
-use crate::jobs::retention::RetentionSettings;
+use super::job::Scope;
+use super::{backup, rows};
+use crate::batch::ArchiveFormat;
+use crate::jobs::backup::Compression;
+use crate::jobs::retention::{ArchiveSettings, ObjectSettings, RetentionSettings};
 
 /// Keys of the design that this version does not have.
-const PLANNED: [&str; 3] = ["archive", "objects", "after"];
+const PLANNED: [&str; 1] = ["after"];
 
 /// The largest part of a table that a run may delete where the policy does not say.
 const MAX_FRACTION: f64 = 0.3;
 
-pub(super) fn read(field: &Field<'_>) -> Option<RetentionSettings> {
+pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<RetentionSettings> {
     let mut section = field.section()?;
     let rows = rows::read(&mut section);
     let keep = section.required("keep").and_then(|field| field.parse());
@@ -26,6 +29,10 @@ pub(super) fn read(field: &Field<'_>) -> Option<RetentionSettings> {
     let skip_if_referenced = section
         .optional("skip_if_referenced")
         .map_or(Some(false), |field| field.boolean());
+    let archive = section.optional("archive");
+    let archive = archive.map_or(Some(None), |field| archive_of(&field, scope).map(Some));
+    let objects = section.optional("objects");
+    let objects = objects.map_or(Some(None), |field| objects_of(&field, scope).map(Some));
     section.finish(&PLANNED);
     Some(RetentionSettings {
         table: rows.table?,
@@ -37,5 +44,38 @@ pub(super) fn read(field: &Field<'_>) -> Option<RetentionSettings> {
         skip_if_referenced: skip_if_referenced?,
         max_fraction,
         max_rows,
+        archive: archive?,
+        objects: objects?,
+    })
+}
+
+fn archive_of(field: &Field<'_>, scope: &Scope<'_>) -> Option<ArchiveSettings> {
+    let mut section = field.section()?;
+    let store = section.required("store").and_then(|field| backup::store(&field, scope));
+    let format = section.optional("format");
+    let format = format.map_or(Some(ArchiveFormat::Jsonl), |field| {
+        field.word(&ArchiveFormat::WORDS, &[])
+    });
+    let compress = section.optional("compress");
+    let compress = compress.map_or(Some(Compression::Gzip(4)), |field| backup::compression(&field));
+    let keep = section.optional("keep");
+    let keep = keep.map_or(Some(None), |field| field.parse().map(Some));
+    section.finish(&[]);
+    Some(ArchiveSettings {
+        store: store?,
+        format: format?,
+        compress: compress?,
+        keep: keep?,
+    })
+}
+
+fn objects_of(field: &Field<'_>, scope: &Scope<'_>) -> Option<ObjectSettings> {
+    let mut section = field.section()?;
+    let store = section.required("store").and_then(|field| backup::store(&field, scope));
+    let key_column = section.required("key_column").and_then(|field| rows::column(&field));
+    section.finish(&[]);
+    Some(ObjectSettings {
+        store: store?,
+        key_column: key_column?,
     })
 }

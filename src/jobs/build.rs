@@ -1,18 +1,19 @@
 //! From settings to a job that can run.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::FutureExt;
 
 use super::KindSettings;
 use super::backup::{BackupJob, BackupSettings, OpenStore};
-use super::retention::RetentionJob;
+use super::retention::{RetentionJob, RetentionSettings};
 use super::transition::TransitionJob;
 use crate::backup::parts::PartSizes;
 use crate::batch::Throttle;
 use crate::job::Job;
 use crate::store::{StoreError, StoreSettings};
-use crate::values::Timezone;
+use crate::values::{Name, Timezone};
 
 /// What a job is told about its surroundings.
 #[derive(Debug, Clone)]
@@ -21,8 +22,8 @@ pub struct Surroundings {
     pub instance: String,
     /// The zone of the job's schedule.
     pub timezone: Timezone,
-    /// The store of a backup; the configuration has checked that it exists.
-    pub store: Option<StoreSettings>,
+    /// The stores of the job; the configuration has checked that they exist.
+    pub stores: BTreeMap<Name, StoreSettings>,
     /// When a job that works on rows yields.
     pub throttle: Throttle,
 }
@@ -31,9 +32,7 @@ pub struct Surroundings {
 #[must_use]
 pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
     match kind {
-        KindSettings::Retention(settings) => {
-            Arc::new(RetentionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
-        }
+        KindSettings::Retention(settings) => Arc::new(retention(settings, surroundings)),
         KindSettings::Transition(settings) => {
             Arc::new(TransitionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
         }
@@ -41,10 +40,30 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
     }
 }
 
+fn retention(settings: &RetentionSettings, surroundings: &Surroundings) -> RetentionJob {
+    let stores = settings.stores().into_iter();
+    let stores = stores.map(|(_, name)| (name.clone(), opening(name, surroundings)));
+    RetentionJob::new(settings.clone())
+        .with_stores(stores.collect())
+        .with_throttle(surroundings.throttle.clone())
+}
+
 fn backup(settings: &BackupSettings, surroundings: &Surroundings) -> BackupJob {
-    let store = surroundings.store.clone();
-    let name = settings.store.clone();
-    let open_store: OpenStore = Arc::new(move || {
+    BackupJob {
+        settings: settings.clone(),
+        open_store: opening(&settings.store, surroundings),
+        instance: surroundings.instance.clone(),
+        timezone: surroundings.timezone.clone(),
+        programs: None,
+        sizes: PartSizes::default(),
+    }
+}
+
+/// Opens a store anew each time.
+fn opening(name: &Name, surroundings: &Surroundings) -> OpenStore {
+    let store = surroundings.stores.get(name).cloned();
+    let name = name.clone();
+    Arc::new(move || {
         let (store, name) = (store.clone(), name.clone());
         async move {
             match store {
@@ -56,13 +75,5 @@ fn backup(settings: &BackupSettings, surroundings: &Surroundings) -> BackupJob {
             }
         }
         .boxed()
-    });
-    BackupJob {
-        settings: settings.clone(),
-        open_store,
-        instance: surroundings.instance.clone(),
-        timezone: surroundings.timezone.clone(),
-        programs: None,
-        sizes: PartSizes::default(),
-    }
+    })
 }

@@ -11,7 +11,7 @@ use self::backup::BackupSettings;
 use self::retention::RetentionSettings;
 use self::transition::TransitionSettings;
 use crate::job::Kind;
-use crate::values::fingerprint;
+use crate::values::{Name, fingerprint};
 
 /// A job's kind with its settings: `[jobs.NAME] KIND = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,6 +33,16 @@ impl KindSettings {
             Self::Retention(_) => Kind::Retention,
             Self::Transition(_) => Kind::Transition,
             Self::Backup(_) => Kind::Backup,
+        }
+    }
+
+    /// The stores it uses, each with the key that names it.
+    #[must_use]
+    pub fn stores(&self) -> Vec<(&'static str, &Name)> {
+        match self {
+            Self::Retention(settings) => settings.stores(),
+            Self::Transition(_) => Vec::new(),
+            Self::Backup(settings) => vec![("store", &settings.store)],
         }
     }
 
@@ -62,6 +72,8 @@ mod tests {
             skip_if_referenced: false,
             max_fraction: None,
             max_rows: None,
+            archive: None,
+            objects: None,
         }
     }
 

@@ -1,13 +1,19 @@
 //! `retention`: rows past their keep period are deleted, and that none is left is checked.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use crate::batch::{self, Brakes, Change, Rule, Throttle};
+use super::backup::{Compression, OpenStore};
+use crate::backup::sweep::store_error;
+use crate::batch::{self, ArchiveFormat, ArchiveRule, Beside, Brakes, Change, ObjectRule, Rule, Throttle};
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
 use crate::postgres::grant::Grant;
-use crate::values::{Period, TableName, Timezone};
+use crate::store::Store;
+use crate::values::{Name, Period, TableName, Timezone};
 
 /// `[jobs.NAME] retention = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,12 +42,52 @@ pub struct RetentionSettings {
     /// The most rows that one run may delete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_rows: Option<u64>,
+    /// Where rows are kept when they are deleted here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveSettings>,
+    /// Which objects go with the rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects: Option<ObjectSettings>,
+}
+
+/// `archive = { … }`: rows are copied into a store before they are deleted.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ArchiveSettings {
+    /// The store's name in the configuration.
+    pub store: Name,
+    /// How rows are written. Default `jsonl`.
+    pub format: ArchiveFormat,
+    /// How objects are packed. Default `gzip:4`.
+    pub compress: Compression,
+    /// How long an archive is kept; for ever without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Period>,
+}
+
+/// `objects = { … }`: rows own objects, which are deleted before them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ObjectSettings {
+    /// The store's name in the configuration.
+    pub store: Name,
+    /// The column that holds the object's key below the store's prefix.
+    pub key_column: String,
+}
+
+impl RetentionSettings {
+    /// The stores it uses, each with the key that names it.
+    #[must_use]
+    pub fn stores(&self) -> Vec<(&'static str, &Name)> {
+        let archive = self.archive.as_ref().map(|archive| ("archive", &archive.store));
+        let objects = self.objects.as_ref().map(|objects| ("objects", &objects.store));
+        archive.into_iter().chain(objects).collect()
+    }
 }
 
 /// The job that a retention policy is.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RetentionJob {
     settings: RetentionSettings,
+    stores: BTreeMap<Name, OpenStore>,
     throttle: Throttle,
 }
 
@@ -51,14 +97,59 @@ impl RetentionJob {
     pub fn new(settings: RetentionSettings) -> Self {
         Self {
             settings,
+            stores: BTreeMap::new(),
             throttle: Throttle::default(),
         }
+    }
+
+    /// The same with ways to open the stores that its settings name.
+    #[must_use]
+    pub fn with_stores(self, stores: BTreeMap<Name, OpenStore>) -> Self {
+        Self { stores, ..self }
     }
 
     /// The same job, which yields when these say so.
     #[must_use]
     pub fn with_throttle(self, throttle: Throttle) -> Self {
         Self { throttle, ..self }
+    }
+
+    async fn open(&self, name: &Name) -> Result<Arc<dyn Store>, JobError> {
+        let operation = format!("open the store {name}");
+        let Some(open) = self.stores.get(name) else {
+            return Err(JobError::permanent(operation, "there is no such store"));
+        };
+        open().await.map_err(|error| store_error(operation, error))
+    }
+
+    async fn beside(&self) -> Result<Beside, JobError> {
+        let mut beside = Beside::default();
+        if let Some(archive) = &self.settings.archive {
+            let store = self
+                .open(&archive.store)
+                .await
+                .map_err(|error| error.about("archive"))?;
+            beside.archive = Some(ArchiveRule {
+                store_name: archive.store.to_string(),
+                store,
+                format: archive.format,
+                packing: archive.compress.into(),
+                keep: archive.keep,
+                zone: self.rule().zone(),
+            });
+        }
+        if let Some(objects) = &self.settings.objects {
+            let store = self
+                .open(&objects.store)
+                .await
+                .map_err(|error| error.about("objects"))?;
+            beside.objects = Some(ObjectRule {
+                store_name: objects.store.to_string(),
+                store,
+                key_column: objects.key_column.clone(),
+            });
+        }
+        Ok(beside)
     }
 
     fn rule(&self) -> Rule {
@@ -95,6 +186,9 @@ impl Job for RetentionJob {
     }
 
     fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {
-        Box::pin(batch::plan(self.rule(), context))
+        Box::pin(async move {
+            let beside = self.beside().await?;
+            batch::plan_beside(self.rule(), beside, context).await
+        })
     }
 }

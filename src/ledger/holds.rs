@@ -91,6 +91,15 @@ pub async fn share(transaction: &mut PgConnection) -> Result<(), DatabaseError> 
     Ok(())
 }
 
+/// The same for a transaction whose statements all see one snapshot, to be taken before that: who
+/// waits for [`share`] has its snapshot already.
+pub async fn freeze(transaction: &mut PgConnection) -> Result<(), DatabaseError> {
+    sqlx::query("LOCK TABLE pgreeve.hold IN SHARE MODE")
+        .execute(transaction)
+        .await?;
+    Ok(())
+}
+
 /// Whether the holds in the database are still these.
 pub async fn unchanged(transaction: &mut PgConnection, known: &Holds) -> Result<bool, DatabaseError> {
     Ok(ids(transaction).await? == known.all)

@@ -318,8 +318,8 @@ fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
             "`jobs.j.backup.encrypt` is not available",
         ),
         (
-            "retention = { table = \"t\", age_column = \"a\", keep = \"1d\", objects = \"u\" }",
-            "`jobs.j.retention.objects` is not available",
+            "retention = { table = \"t\", age_column = \"a\", keep = \"1d\", after = [\"u\"] }",
+            "`jobs.j.retention.after` is not available",
         ),
     ] {
         assert_one(job, "", part);

@@ -1,11 +1,14 @@
 //! Retention on real tables.
 
+pub mod archive;
+mod archive_beside;
 mod brakes;
 pub mod contention;
 mod elsewhere;
 mod equivalence;
 mod holds;
 mod keeps;
+mod objects;
 mod refusals;
 mod throttle;
 mod walks;
@@ -26,6 +29,8 @@ pub fn events() -> RetentionSettings {
         skip_if_referenced: false,
         max_fraction: None,
         max_rows: None,
+        archive: None,
+        objects: None,
     }
 }
 

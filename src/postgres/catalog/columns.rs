@@ -22,12 +22,14 @@ pub struct Column {
     pub enum_labels: Vec<String>,
     /// Whether only the server may set it: generated, or an identity `ALWAYS`.
     pub generated: bool,
+    /// Whether its value follows from other columns, so that it need not be kept.
+    pub computed: bool,
 }
 
 /// The columns of a relation in their order. Type names are qualified as far as the session's
 /// `search_path` makes it necessary: that must be `pg_catalog`.
 pub async fn of(connection: &mut PgConnection, relation: Oid) -> Result<Vec<Column>, DatabaseError> {
-    type Row = (String, String, String, String, bool, Vec<String>, bool);
+    type Row = (String, String, String, String, bool, Vec<String>, bool, bool);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT a.attname::text,
                 pg_catalog.format_type(a.atttypid, NULL),
@@ -36,7 +38,8 @@ pub async fn of(connection: &mut PgConnection, relation: Oid) -> Result<Vec<Colu
                 a.attnotnull,
                 ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e
                       WHERE e.enumtypid = base.oid ORDER BY e.enumsortorder),
-                a.attgenerated <> '' OR a.attidentity = 'a'
+                a.attgenerated <> '' OR a.attidentity = 'a',
+                a.attgenerated <> ''
          FROM pg_catalog.pg_attribute a,
               LATERAL (WITH RECURSIVE chain AS (
                            SELECT t.oid, t.typtype, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid
@@ -53,7 +56,7 @@ pub async fn of(connection: &mut PgConnection, relation: Oid) -> Result<Vec<Colu
     Ok(rows
         .into_iter()
         .map(
-            |(name, type_name, full_type, base_type, not_null, enum_labels, generated)| Column {
+            |(name, type_name, full_type, base_type, not_null, enum_labels, generated, computed)| Column {
                 name,
                 type_name,
                 full_type,
@@ -61,6 +64,7 @@ pub async fn of(connection: &mut PgConnection, relation: Oid) -> Result<Vec<Colu
                 not_null,
                 enum_labels,
                 generated,
+                computed,
             },
         )
         .collect())

@@ -68,7 +68,7 @@ async fn a_key_that_does_not_count_up_is_no_way() {
 }
 
 /// A database that stores rows, and one that reaches them through `postgres_fdw`.
-async fn two_databases(stored: &str) -> (Database, Database) {
+pub async fn two_databases(stored: &str) -> (Database, Database) {
     let (there, here) = (Database::create().await, Database::create().await);
     there.execute(stored).await;
     let socket = cluster().await.directory().display().to_string();
@@ -83,11 +83,11 @@ async fn two_databases(stored: &str) -> (Database, Database) {
     (there, here)
 }
 
-const STORED: &str = "CREATE TABLE stored (id int PRIMARY KEY, created_at timestamptz, processed boolean DEFAULT true);
+pub const STORED: &str = "CREATE TABLE stored (id int PRIMARY KEY, created_at timestamptz, processed boolean DEFAULT true);
     INSERT INTO stored SELECT n, now() - interval '40 days' - n * interval '1 second' FROM generate_series(1, 5000) n;
     INSERT INTO stored SELECT -n, now() - interval '20 days' FROM generate_series(1, 10) n; CREATE INDEX ON stored (created_at);";
 
-const FOREIGN: &str = "CREATE FOREIGN TABLE events (id int, created_at timestamptz, processed boolean) SERVER there OPTIONS (table_name 'stored')";
+pub const FOREIGN: &str = "CREATE FOREIGN TABLE events (id int, created_at timestamptz, processed boolean) SERVER there OPTIONS (table_name 'stored')";
 
 #[tokio::test]
 async fn rows_of_a_foreign_table_are_deleted_by_age_on_their_server() {

@@ -7,7 +7,7 @@ use pgreeve::ledger::holds::{self, NewHold};
 use pgreeve::ledger::migrate;
 use pgreeve::postgres::catalog;
 use serde_json::json;
-use sqlx::{Connection, Executor};
+use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
 use super::contention::until_somebody_waits;
@@ -17,13 +17,20 @@ use crate::support::process::Host;
 use crate::support::{Database, cluster};
 
 /// Places a hold as `hold place` does.
-async fn place(database: &Database, table: &str, predicate: &str) -> Uuid {
+pub async fn place(database: &Database, table: &str, predicate: &str) -> Uuid {
     let mut connection = database.connect().await;
-    let relation = catalog::resolve(&mut connection, &table.parse().unwrap())
+    let mut transaction = connection.begin().await.unwrap();
+    let hold_id = place_within(&mut transaction, table, predicate).await;
+    transaction.commit().await.unwrap();
+    hold_id
+}
+
+/// Places a hold that does not stand yet.
+pub async fn place_within(transaction: &mut PgConnection, table: &str, predicate: &str) -> Uuid {
+    let relation = catalog::resolve(&mut *transaction, &table.parse().unwrap())
         .await
         .unwrap();
     let hold_id = Uuid::now_v7();
-    let mut transaction = connection.begin().await.unwrap();
     let hold = NewHold {
         hold_id,
         relation: &relation,
@@ -31,8 +38,7 @@ async fn place(database: &Database, table: &str, predicate: &str) -> Uuid {
         reason: "a test",
         actor: "a test",
     };
-    holds::place(&mut transaction, &hold).await.unwrap();
-    transaction.commit().await.unwrap();
+    holds::place(transaction, &hold).await.unwrap();
     hold_id
 }
 
