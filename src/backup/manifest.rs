@@ -66,7 +66,7 @@ pub struct Manifest {
     /// `1.14`, or `opaque` when this program does not know the archive's version; then no table was
     /// counted.
     pub archive_version: String,
-    /// `gzip:4` or `none`.
+    /// `gzip:4`, `zstd:3` or `none`; several members or frames are one stream.
     pub compression: String,
     /// All objects, in the order in which they are read.
     pub objects: Vec<Object>,

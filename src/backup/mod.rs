@@ -1,7 +1,7 @@
 //! Backups: a dump streamed to a store, and back.
 //!
 //! ```text
-//! pg_dump → walker + SHA-256 → gzip → SHA-256 + parts → store → manifest
+//! pg_dump → walker + SHA-256 → gzip or zstd → SHA-256 + parts → store → manifest
 //! ```
 //!
 //! [`pipeline`] moves the bytes, [`commit`] decides that they are a backup. A backup exists when
@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod parts;
 pub mod pipeline;
 pub mod preflight;
+mod priority;
 pub mod program;
 pub mod prune;
 pub mod read;

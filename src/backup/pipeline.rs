@@ -6,6 +6,7 @@
 //! the walker saw a whole archive. A stage that sees its input end without it gives up silently,
 //! because the stage that failed has said why; the first to say so is the cause.
 
+mod part_writer;
 mod sender;
 mod stages;
 
@@ -15,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use self::part_writer::PartWriter;
 pub use self::sender::{Open, OpenObject};
 use self::sender::{PARTS_IN_FLIGHT, Sender};
 use self::stages::{Piece, WalkedStream};
@@ -107,6 +109,8 @@ pub struct Job {
     pub prefix: String,
     /// How they are packed.
     pub packing: Packing,
+    /// By how many threads.
+    pub threads: u32,
     /// How they are cut.
     pub sizes: PartSizes,
     /// Who is told how far it is.
@@ -122,8 +126,8 @@ impl Job {
     fn key(&self, segment: u32) -> Result<ObjectKey, StoreError> {
         let suffix = self.packing.suffix();
         ObjectKey::new(match segment {
-            1 => format!("{}/data.{suffix}", self.prefix),
-            _ => format!("{}/data-{segment:04}.{suffix}", self.prefix),
+            1 => format!("{}/data.dump{suffix}", self.prefix),
+            _ => format!("{}/data-{segment:04}.dump{suffix}", self.prefix),
         })
     }
 }
@@ -177,8 +181,10 @@ pub async fn run(job: Job, program: Program, stdout: tokio::process::ChildStdout
         move || stages::walk(from_dump, &to_pack, &progress, &verdict)
     });
     let pack = stages::thread("pgreeve-pack", {
-        let (verdict, packing, sizes) = (verdict.clone(), job.packing, job.sizes);
-        move || stages::pack(from_walk, &to_send, &slots, packing, sizes, &verdict)
+        let verdict = verdict.clone();
+        let (packing, threads) = (job.packing, job.threads);
+        let parts = PartWriter::new(job.sizes, to_send, slots);
+        move || stages::pack(from_walk, parts, packing, threads, &verdict)
     });
     let stop = job.stop.clone();
     let send = tokio::spawn(Sender::new(job, verdict.clone()).run(from_pack));

@@ -9,12 +9,14 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::bytes::{Buf, Bytes, BytesMut};
 
+use super::compress::Packing;
 use super::digest::{Measure, Meter};
 use super::dump::CHUNK;
 use super::manifest::{Manifest, OPAQUE, Object};
 use super::walker::{Walked, Walker};
 use crate::job::Progress;
 use crate::store::{ObjectKey, Store, StoreError};
+use crate::values::ValueError;
 
 /// How many pieces wait between two steps.
 const QUEUE: usize = 8;
@@ -42,7 +44,10 @@ pub async fn read(
     sink: Option<mpsc::Sender<Bytes>>,
 ) -> Result<(), ReadError> {
     let (pieces, packed) = mpsc::channel(QUEUE);
-    let gzip = manifest.compression != "none";
+    let packing: Packing = manifest
+        .compression
+        .parse()
+        .map_err(|error: ValueError| ReadError::Damaged(format!("the manifest: {}", error.problem)))?;
     let (done, unpacked) = oneshot::channel();
     thread::Builder::new()
         .name("pgreeve-unpack".to_owned())
@@ -52,10 +57,10 @@ pub async fn read(
                 current: Bytes::new(),
                 ended: false,
             };
-            let result = if gzip {
-                unpack(MultiGzDecoder::new(source), sink)
-            } else {
-                unpack(source, sink)
+            let result = match packing {
+                Packing::Gzip(_) => unpack(MultiGzDecoder::new(source), sink),
+                Packing::Zstd(_) => zstd::Decoder::new(source).and_then(|source| unpack(source, sink)),
+                Packing::None => unpack(source, sink),
             };
             // The receiver is gone only when nobody waits any more.
             let _ = done.send(result);

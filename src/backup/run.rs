@@ -35,6 +35,8 @@ pub struct Setup {
     pub programs: Programs,
     /// How the dump is packed.
     pub packing: Packing,
+    /// By how many threads.
+    pub threads: u32,
     /// How the dump is cut.
     pub sizes: PartSizes,
     /// The daemon's instance.
@@ -183,6 +185,7 @@ async fn make(
         store: Arc::clone(&setup.store),
         prefix: prefix.to_owned(),
         packing: setup.packing,
+        threads: setup.threads,
         sizes: setup.sizes,
         progress: context.progress.clone(),
         expected_bytes: None,

@@ -273,10 +273,7 @@ impl Archiver {
     }
 
     fn key(&self, seq: i32) -> Result<ObjectKey, StoreError> {
-        let packed = match self.rule.packing {
-            Packing::Gzip(_) => ".gz",
-            Packing::None => "",
-        };
+        let packed = self.rule.packing.suffix();
         ObjectKey::new(format!(
             "{}/{seq:06}.{}{packed}",
             self.archive.prefix,

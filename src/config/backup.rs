@@ -2,12 +2,12 @@
 
 use super::field::Field;
 use super::job::Scope;
-use crate::jobs::backup::{BackupSettings, Compression, Format, Keep};
+use crate::backup::compress::Packing;
+use crate::jobs::backup::{BackupSettings, Format, Keep};
 use crate::values::Name;
 
 /// Keys of the design that this version does not have.
-const PLANNED: [&str; 8] = [
-    "threads",
+const PLANNED: [&str; 7] = [
     "parallel",
     "encrypt",
     "schema_only",
@@ -18,6 +18,8 @@ const PLANNED: [&str; 8] = [
 ];
 
 const FORMATS: [(&str, Format); 1] = [("custom", Format::Custom)];
+
+const MOST_THREADS: u32 = 64;
 
 /// How many backups one rule can keep: one each day of about 27 years.
 const MOST_KEPT: u32 = 10_000;
@@ -30,7 +32,9 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<BackupSetting
         field.word(&FORMATS, &["plain", "schema_only"])
     });
     let compress = section.optional("compress");
-    let compress = compress.map_or(Some(Compression::Gzip(4)), |field| compression(&field));
+    let compress = compress.map_or(Some(Packing::default()), |field| field.parse());
+    let threads = section.optional("threads");
+    let threads = threads.map_or(Some(1), |field| field.count(1..=MOST_THREADS));
     let keep = section
         .optional("keep")
         .map_or(Some(None), |field| keep(&field).map(Some));
@@ -39,6 +43,7 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<BackupSetting
         store: store?,
         format: format?,
         compress: compress?,
+        threads: threads?,
         keep: keep?,
     })
 }
@@ -47,15 +52,6 @@ pub(super) fn store(field: &Field<'_>, scope: &Scope<'_>) -> Option<Name> {
     let name = field.parse()?;
     scope.stores.refer(field, &name)?;
     Some(name)
-}
-
-pub(super) fn compression(field: &Field<'_>) -> Option<Compression> {
-    if field.value.as_str().is_some_and(|text| text.starts_with("zstd")) {
-        let help = "write \"gzip:1\" to \"gzip:9\", or \"none\"";
-        field.error("zstd is not available in this version", help);
-        return None;
-    }
-    field.parse()
 }
 
 fn keep(field: &Field<'_>) -> Option<Keep> {

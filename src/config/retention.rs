@@ -3,8 +3,8 @@
 use super::field::Field;
 use super::job::Scope;
 use super::{backup, rows};
+use crate::backup::compress::Packing;
 use crate::batch::ArchiveFormat;
-use crate::jobs::backup::Compression;
 use crate::jobs::retention::{ArchiveSettings, ObjectSettings, RetentionSettings};
 
 /// Keys of the design that this version does not have.
@@ -57,7 +57,7 @@ fn archive_of(field: &Field<'_>, scope: &Scope<'_>) -> Option<ArchiveSettings> {
         field.word(&ArchiveFormat::WORDS, &[])
     });
     let compress = section.optional("compress");
-    let compress = compress.map_or(Some(Compression::Gzip(4)), |field| backup::compression(&field));
+    let compress = compress.map_or(Some(Packing::default()), |field| field.parse());
     let keep = section.optional("keep");
     let keep = keep.map_or(Some(None), |field| field.parse().map(Some));
     section.finish(&[]);

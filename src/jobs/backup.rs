@@ -1,7 +1,5 @@
 //! `backup`: `pg_dump` streamed, compressed and uploaded; it exists once its manifest does.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -24,7 +22,7 @@ use crate::ledger::backups::{self, Leftovers};
 use crate::postgres::connect::{Session, SessionSettings};
 use crate::postgres::grant::Grant;
 use crate::store::{Store, StoreError};
-use crate::values::{Name, Period, Timezone, ValueError};
+use crate::values::{Name, Period, Timezone};
 
 /// `[jobs.NAME] backup = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,7 +32,9 @@ pub struct BackupSettings {
     /// The archive's format. Default `custom`.
     pub format: Format,
     /// How the archive is compressed. Default `gzip:4`.
-    pub compress: Compression,
+    pub compress: Packing,
+    /// How many threads compress. Default 1.
+    pub threads: u32,
     /// What is kept; nothing is ever removed without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
@@ -46,56 +46,6 @@ pub struct BackupSettings {
 pub enum Format {
     /// `pg_dump -Fc -Z0`, checked entry by entry as it streams.
     Custom,
-}
-
-/// How an archive is compressed: `gzip:1` to `gzip:9`, or `none`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Compression {
-    /// gzip at a level from 1 to 9.
-    Gzip(u32),
-    /// As `pg_dump` writes it.
-    None,
-}
-
-impl FromStr for Compression {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let level = |text: &str| text.parse::<u32>().ok().filter(|level| (1..=9).contains(level));
-        match text.split_once(':') {
-            None if text == "none" => Some(Self::None),
-            None if text == "gzip" => Some(Self::Gzip(4)),
-            Some(("gzip", digits)) => level(digits).map(Self::Gzip),
-            _ => None,
-        }
-        .ok_or_else(|| ValueError {
-            problem: format!("`{text}` is not a compression"),
-            help: "write \"gzip:1\" to \"gzip:9\", or \"none\"".to_owned(),
-        })
-    }
-}
-
-impl TryFrom<String> for Compression {
-    type Error = ValueError;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<Compression> for String {
-    fn from(compression: Compression) -> Self {
-        compression.to_string()
-    }
-}
-
-impl fmt::Display for Compression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gzip(level) => write!(f, "gzip:{level}"),
-            Self::None => f.write_str("none"),
-        }
-    }
 }
 
 /// Which backups stay: the newest of each period, for so many periods; a backup that any rule
@@ -117,15 +67,6 @@ pub struct Keep {
     pub within: Option<Period>,
     /// Never fewer than this many, whatever the rules say. At least 2.
     pub min: u32,
-}
-
-impl From<Compression> for Packing {
-    fn from(compression: Compression) -> Self {
-        match compression {
-            Compression::Gzip(level) => Self::Gzip(level),
-            Compression::None => Self::None,
-        }
-    }
 }
 
 impl Keep {
@@ -209,7 +150,8 @@ impl Job for BackupJob {
                 store_name: self.settings.store.to_string(),
                 store,
                 programs,
-                packing: self.settings.compress.into(),
+                packing: self.settings.compress,
+                threads: self.settings.threads,
                 sizes: self.sizes,
                 instance: self.instance.clone(),
             };
@@ -260,6 +202,7 @@ impl Plan for BackupPlan {
             "place": self.setup.store.describe(),
             "format": "custom",
             "compress": self.setup.packing.to_string(),
+            "threads": self.setup.threads,
             "pg_dump_version": self.ready.client.text,
             "server_version": self.ready.server.text,
             "tables": self.ready.tables,

@@ -7,7 +7,8 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use super::backup::{Compression, OpenStore};
+use super::backup::OpenStore;
+use crate::backup::compress::Packing;
 use crate::backup::sweep::store_error;
 use crate::batch::{self, ArchiveFormat, ArchiveRule, Beside, Brakes, Change, ObjectRule, Rule, Throttle};
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
@@ -58,7 +59,7 @@ pub struct ArchiveSettings {
     /// How rows are written. Default `jsonl`.
     pub format: ArchiveFormat,
     /// How objects are packed. Default `gzip:4`.
-    pub compress: Compression,
+    pub compress: Packing,
     /// How long an archive is kept; for ever without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<Period>,
@@ -133,7 +134,7 @@ impl RetentionJob {
                 store_name: archive.store.to_string(),
                 store,
                 format: archive.format,
-                packing: archive.compress.into(),
+                packing: archive.compress,
                 keep: archive.keep,
                 zone: self.rule().zone(),
             });

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use pgreeve::backup::catalog::{self, Filter};
+use pgreeve::backup::compress::Packing;
 use pgreeve::backup::digest::sha256_hex;
 use pgreeve::backup::manifest::{Manifest, Role};
 use pgreeve::backup::program::Programs;
 use pgreeve::backup::sweep::sweep_leftovers;
+use pgreeve::backup::verify;
 use pgreeve::backup::walker::{WalkError, Walked, Walker};
-use pgreeve::job::{Disposition, Job, Outcome};
-use pgreeve::jobs::backup::Compression;
+use pgreeve::job::{Disposition, Job, Outcome, Progress};
 use pgreeve::ledger::backups::Leftovers;
 use pgreeve::ledger::leader::Fence;
 use pgreeve::store::{ObjectKey, Store};
@@ -137,7 +138,7 @@ async fn the_manifest_is_the_last_object_and_needs_no_pgreeve_to_restore() {
 async fn a_small_database_is_one_piece_and_may_be_stored_as_it_is() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let mut bench = Bench::new(Arc::clone(&store)).await;
-    bench.job.settings.compress = Compression::None;
+    bench.job.settings.compress = Packing::None;
     bench.job.sizes.part_bytes = 1024 * 1024;
     bench.run().await.unwrap();
     let manifest = only_manifest(store.as_ref()).await;
@@ -145,6 +146,39 @@ async fn a_small_database_is_one_piece_and_may_be_stored_as_it_is() {
     assert!(data.key.ends_with("/data.dump"));
     assert_eq!((data.parts, Some(data.bytes)), (0, data.bytes_raw));
     assert_eq!(Some(&data.sha256), data.sha256_raw.as_ref());
+}
+
+#[tokio::test]
+async fn zstd_and_several_threads_need_no_pgreeve_to_restore_either() {
+    let directory = TempDir::new().unwrap();
+    for (packing, threads, name, unpack) in [
+        (Packing::Zstd(3), 1, "data.dump.zst", "zstd -dcq"),
+        (Packing::Zstd(3), 3, "data.dump.zst", "zstd -dcq"),
+        (Packing::Gzip(1), 3, "data.dump.gz", "gunzip -c"),
+    ] {
+        let store = MemoryStore::default();
+        let mut bench = Bench::new(Arc::new(store.clone())).await.with_bulk().await;
+        bench.job.settings.compress = packing;
+        bench.job.settings.threads = threads;
+        bench.run().await.unwrap();
+        let manifest = only_manifest(&store).await;
+        let data = manifest.data().next().unwrap();
+        assert!(data.key.ends_with(name) && data.parts > 1, "{data:?}");
+        verify::read_through(Arc::new(store.clone()), &manifest, Progress::new())
+            .await
+            .unwrap();
+        std::fs::write(directory.path().join("dump"), store.body(&data.key)).unwrap();
+        let rows = Command::new("/bin/sh")
+            .args([
+                "-c",
+                &format!("{unpack} dump | pg_restore -f - | grep -c '^[0-9]*\t[0-9a-f]\\{{256\\}}$'"),
+            ])
+            .current_dir(directory.path())
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(String::from_utf8(rows.stdout).unwrap().trim(), "12000");
+    }
 }
 
 #[tokio::test]

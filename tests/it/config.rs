@@ -310,10 +310,6 @@ fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
             "`plain` is not available",
         ),
         (
-            "backup = { store = \"s\", compress = \"zstd:3\" }",
-            "zstd is not available",
-        ),
-        (
             "backup = { store = \"s\", encrypt = [] }",
             "`jobs.j.backup.encrypt` is not available",
         ),
@@ -611,6 +607,11 @@ fn a_backup_that_makes_no_sense_is_refused() {
             "backup = { store = \"s\", compress = \"gzip:10\" }",
             "`gzip:10` is not a compression",
         ),
+        (
+            "backup = { store = \"s\", compress = \"zstd:20\" }",
+            "`zstd:20` is not a compression",
+        ),
+        ("backup = { store = \"s\", threads = 0 }", "0 is out of range"),
         (
             "backup = { store = \"s\", format = \"tar\" }",
             "`tar` is not one of \"custom\"",

@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::bytes::Bytes;
 
-use super::stages::Ready;
+use super::part_writer::Ready;
 use super::{Job, PipelineError, Stage, Verdict};
 use crate::backup::digest::Measure;
 use crate::store::{ObjectKey, Part, Store, StoreError, StoreErrorKind, Upload};

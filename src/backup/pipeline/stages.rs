@@ -1,39 +1,30 @@
 //! The stages before the store: reading, walking, packing.
 
-use std::io;
-use std::sync::Arc;
+use std::io::{self, Write};
 use std::thread;
 
 use futures::future::BoxFuture;
 use tokio::io::AsyncReadExt;
 use tokio::process::ChildStdout;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::bytes::{Bytes, BytesMut};
 
+use super::part_writer::PartWriter;
 use super::{PipelineError, Stage, Verdict};
 use crate::backup::compress::{Encoder, Packing};
 use crate::backup::digest::{Measure, Meter};
 use crate::backup::dump::CHUNK;
-use crate::backup::parts::{Cut, Cutter, PartSizes};
+use crate::backup::priority;
 use crate::backup::program::{Messages, Program};
 use crate::backup::walker::{Walked, Walker};
 use crate::job::Progress;
-
-/// How much the threads give way to the server's own processes.
-const NICE: i32 = 10;
 
 /// What passes between two stages.
 pub(super) enum Piece {
     Data(Bytes),
     /// All of it passed and was right so far.
     End,
-}
-
-/// A part, and the right to hold it in memory.
-pub(super) struct Ready {
-    pub(super) cut: Cut,
-    pub(super) slot: OwnedSemaphorePermit,
 }
 
 /// What the walker saw.
@@ -51,10 +42,7 @@ pub(super) fn thread<T: Send + 'static>(
     let runtime = Handle::current();
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _runtime = runtime.enter();
-        // On Linux a process id of none is the calling thread.
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "a thread could not lower its priority");
-        }
+        priority::lower();
         // The receiver is gone only when nobody waits any more.
         let _ = done.send(stage());
     });
@@ -163,40 +151,18 @@ pub(super) fn walk(
 /// Packs the stream and cuts it into parts.
 pub(super) fn pack(
     mut from: mpsc::Receiver<Piece>,
-    next: &mpsc::Sender<Ready>,
-    slots: &Arc<Semaphore>,
+    parts: PartWriter,
     packing: Packing,
-    sizes: PartSizes,
+    threads: u32,
     verdict: &Verdict,
 ) -> Option<()> {
-    let mut encoder = Encoder::new(packing);
-    let mut cutter = Cutter::new(sizes);
+    // What the next stage refuses is a consequence of the failure that it has named itself.
     let fail = |error: io::Error| verdict.fail(PipelineError::stage(Stage::Compress, false, error));
-    let send = |cut: Cut| {
-        // A part waits for its slot here, so no more than three exist beside the one being filled.
-        let slot = Handle::current().block_on(Arc::clone(slots).acquire_owned()).ok()?;
-        next.blocking_send(Ready { cut, slot }).ok()
-    };
-    let push = |cutter: &mut Cutter, packed: Vec<u8>| {
-        let mut rest = packed.as_slice();
-        while !rest.is_empty() {
-            if let Some(cut) = cutter.cut(&mut rest) {
-                send(cut)?;
-            }
-        }
-        Some(())
-    };
+    let mut encoder = Encoder::new(packing, threads, parts).map_err(fail).ok()?;
     loop {
         match from.blocking_recv()? {
-            Piece::Data(bytes) => {
-                let packed = encoder.push(&bytes).map_err(fail).ok()?;
-                push(&mut cutter, packed)?;
-            }
-            Piece::End => {
-                let packed = encoder.finish().map_err(fail).ok()?;
-                push(&mut cutter, packed)?;
-                return send(cutter.finish());
-            }
+            Piece::Data(bytes) => encoder.write_all(&bytes).map_err(fail).ok()?,
+            Piece::End => return encoder.finish().and_then(PartWriter::finish).map_err(fail).ok(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Rows out of the server, packed into the body of one object.
 
-use std::io;
+use std::io::{self, Write};
 
 use futures::TryStreamExt;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -92,7 +92,7 @@ pub(super) async fn rows(
     rule: &ArchiveRule,
 ) -> Result<(Copied, Bytes), CopyError> {
     let sql = statement(statements, leaf, range, columns, rule.format);
-    let mut body = Body::new(rule);
+    let mut body = Body::new(rule).map_err(CopyError::Pack)?;
     if rule.format == ArchiveFormat::Csv {
         body.push(header(columns).as_bytes()).map_err(CopyError::Pack)?;
     }
@@ -110,7 +110,7 @@ pub(super) async fn rows(
     {
         rows += 1;
         // What is too large is read to its end all the same: the session must be left in good order.
-        if packed.is_ok() && body.packed.len() <= MOST_BYTES {
+        if packed.is_ok() && body.encoder.get_ref().len() <= MOST_BYTES {
             packed = body.push(&row);
         }
     }
@@ -132,29 +132,25 @@ pub(super) async fn rows(
 
 /// An object's body while it grows.
 struct Body {
-    encoder: Encoder,
+    encoder: Encoder<Vec<u8>>,
     raw: Meter,
-    packed: Vec<u8>,
 }
 
 impl Body {
-    fn new(rule: &ArchiveRule) -> Self {
-        Self {
-            encoder: Encoder::new(rule.packing),
+    fn new(rule: &ArchiveRule) -> io::Result<Self> {
+        Ok(Self {
+            encoder: Encoder::new(rule.packing, 1, Vec::new())?,
             raw: Meter::new(),
-            packed: Vec::new(),
-        }
+        })
     }
 
     fn push(&mut self, piece: &[u8]) -> io::Result<()> {
         self.raw.update(piece);
-        self.packed.extend(self.encoder.push(piece)?);
-        Ok(())
+        self.encoder.write_all(piece)
     }
 
-    fn finish(mut self) -> io::Result<(Measure, Vec<u8>)> {
-        self.packed.extend(self.encoder.finish()?);
-        Ok((self.raw.finish(), self.packed))
+    fn finish(self) -> io::Result<(Measure, Vec<u8>)> {
+        Ok((self.raw.finish(), self.encoder.finish()?))
     }
 }
 

@@ -5,9 +5,10 @@ use std::io::Read;
 use std::sync::Arc;
 
 use futures::FutureExt;
+use pgreeve::backup::compress::Packing;
 use pgreeve::batch::ArchiveFormat;
 use pgreeve::job::{Disposition, Job, Outcome};
-use pgreeve::jobs::backup::{Compression, OpenStore};
+use pgreeve::jobs::backup::OpenStore;
 use pgreeve::jobs::retention::{ArchiveSettings, RetentionJob, RetentionSettings};
 use pgreeve::store::Store;
 use serde_json::Value;
@@ -43,7 +44,7 @@ pub fn archiving_of(
         archive: Some(ArchiveSettings {
             store: "offsite".parse().unwrap(),
             format,
-            compress: Compression::Gzip(4),
+            compress: Packing::Gzip(4),
             keep: keep.map(|keep| keep.parse().unwrap()),
         }),
         ..settings

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use pgreeve::backup::compress::Packing;
 use pgreeve::backup::parts::PartSizes;
 use pgreeve::backup::program::Programs;
 use pgreeve::job::{Job, JobContext, JobError, JobReport, Progress, RecordError, Recorder};
-use pgreeve::jobs::backup::{BackupJob, BackupSettings, Compression, Format, Keep};
+use pgreeve::jobs::backup::{BackupJob, BackupSettings, Format, Keep};
 use pgreeve::ledger::leader::Fence;
 use pgreeve::ledger::migrate;
 use pgreeve::postgres::connect::{ConnectTarget, Session, SessionSettings};
@@ -63,7 +64,8 @@ impl Bench {
             settings: BackupSettings {
                 store: "offsite".parse().unwrap(),
                 format: Format::Custom,
-                compress: Compression::Gzip(4),
+                compress: Packing::Gzip(4),
+                threads: 1,
                 keep: None,
             },
             open_store: Arc::new(move || {

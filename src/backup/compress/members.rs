@@ -1,0 +1,174 @@
+//! Packs equal blocks on several threads, each into a member (gzip) or frame (zstd) of its own, and
+//! writes them in their order.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use flate2::write::GzEncoder;
+use zstd::bulk::Compressor;
+
+use super::{Packing, gzip_level};
+use crate::backup::priority;
+
+/// How much is packed at once: what lies further back cannot be referred to, so a block is many
+/// times the 32 KiB that gzip looks back, and as long as zstd's usual window.
+pub(super) fn block_bytes(packing: Packing) -> usize {
+    match packing {
+        Packing::Zstd(_) => 2 * 1024 * 1024,
+        Packing::Gzip(_) | Packing::None => 1024 * 1024,
+    }
+}
+
+/// What goes to a thread and comes back: the block, and room for what it is packed into.
+struct Block {
+    input: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+struct Worker {
+    blocks: SyncSender<Block>,
+    results: Receiver<io::Result<Block>>,
+}
+
+/// The blocks of one stream. They are dealt to the threads in turn, so each thread's results come in
+/// the stream's order.
+pub struct Members<W> {
+    output: W,
+    block_bytes: usize,
+    workers: VecDeque<Worker>,
+    /// How many blocks are with the threads: the oldest with the first of `workers`.
+    dealt: usize,
+    filling: Vec<u8>,
+    spare: Vec<Block>,
+    begun: bool,
+}
+
+impl<W: Write> Members<W> {
+    pub(super) fn new(packing: Packing, threads: u32, output: W) -> io::Result<Self> {
+        Ok(Self {
+            output,
+            block_bytes: block_bytes(packing),
+            workers: (0..threads).map(|_| start(packing)).collect::<io::Result<_>>()?,
+            dealt: 0,
+            filling: Vec::new(),
+            spare: Vec::new(),
+            begun: false,
+        })
+    }
+
+    /// Gives the filled block to the next thread; takes the oldest back first when all have one.
+    fn deal(&mut self) -> io::Result<()> {
+        if self.dealt == self.workers.len() {
+            self.collect()?;
+        }
+        let mut block = self.spare.pop().unwrap_or_else(|| Block {
+            input: Vec::new(),
+            packed: Vec::new(),
+        });
+        std::mem::swap(&mut block.input, &mut self.filling);
+        self.filling.clear();
+        let worker = self.workers.get(self.dealt).ok_or_else(gone)?;
+        worker.blocks.send(block).map_err(|_| gone())?;
+        self.dealt += 1;
+        self.begun = true;
+        Ok(())
+    }
+
+    /// Writes the oldest block that is with a thread. That thread is then the next to get one.
+    fn collect(&mut self) -> io::Result<()> {
+        let worker = self.workers.front().ok_or_else(gone)?;
+        let block = worker.results.recv().map_err(|_| gone())??;
+        self.output.write_all(&block.packed)?;
+        self.spare.push(block);
+        self.workers.rotate_left(1);
+        self.dealt = self.dealt.saturating_sub(1);
+        Ok(())
+    }
+
+    pub(super) fn get_ref(&self) -> &W {
+        &self.output
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<W> {
+        // An empty stream is one empty member: nothing at all would not be gzip.
+        if !self.filling.is_empty() || !self.begun {
+            self.deal()?;
+        }
+        while self.dealt > 0 {
+            self.collect()?;
+        }
+        Ok(self.output)
+    }
+}
+
+impl<W: Write> Write for Members<W> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.filling.len() >= self.block_bytes {
+            self.deal()?;
+        }
+        if self.filling.capacity() < self.block_bytes {
+            self.filling.reserve_exact(self.block_bytes);
+        }
+        let room = self.block_bytes.saturating_sub(self.filling.len()).min(piece.len());
+        let (taken, _) = piece.split_at(room);
+        self.filling.extend_from_slice(taken);
+        Ok(room)
+    }
+
+    /// Blocks stay as long as they are; only what is packed is passed on.
+    fn flush(&mut self) -> io::Result<()> {
+        while self.dealt > 0 {
+            self.collect()?;
+        }
+        self.output.flush()
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("a packing thread ended early")
+}
+
+/// A thread that packs blocks until nobody has any more for it.
+fn start(packing: Packing) -> io::Result<Worker> {
+    let (blocks, work) = sync_channel::<Block>(1);
+    let (done, results) = sync_channel(1);
+    thread::Builder::new()
+        .name("pgreeve-member".to_owned())
+        .spawn(move || {
+            priority::lower();
+            let mut compressor = None;
+            while let Ok(mut block) = work.recv() {
+                let result = pack(packing, &mut compressor, &mut block).map(|()| block);
+                if done.send(result).is_err() {
+                    break;
+                }
+            }
+        })?;
+    Ok(Worker { blocks, results })
+}
+
+fn pack(packing: Packing, zstd: &mut Option<Compressor<'static>>, block: &mut Block) -> io::Result<()> {
+    block.packed.clear();
+    match packing {
+        Packing::Gzip(level) => {
+            let mut encoder = GzEncoder::new(std::mem::take(&mut block.packed), gzip_level(level));
+            encoder.write_all(&block.input)?;
+            block.packed = encoder.finish()?;
+        }
+        Packing::Zstd(level) => {
+            let compressor = if let Some(compressor) = zstd {
+                compressor
+            } else {
+                let mut made = Compressor::new(level)?;
+                made.include_checksum(true)?;
+                zstd.insert(made)
+            };
+            block.packed.reserve(zstd::zstd_safe::compress_bound(block.input.len()));
+            compressor.compress_to_buffer(&block.input, &mut block.packed)?;
+        }
+        Packing::None => block.packed.extend_from_slice(&block.input),
+    }
+    Ok(())
+}
