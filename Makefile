@@ -19,7 +19,7 @@ fishdir    ?= $(prefix)/share/fish/vendor_completions.d
 PROGRAM    ?= target/release/pgreeve
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench install clean
+.PHONY: help build test chaos lint demo bench install clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,10 @@ test: ## Check format and lints, then run every test, against a throwaway Postgr
 	@if $(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1; \
 	    then $(MAKE) --no-print-directory lint; fi
 	$(CARGO) test --locked --features demo
+
+chaos: ## Break everything around two daemons for CHAOS_MINUTES (30), and count; CHAOS_SEED repeats an order.
+	@.ci/needs postgresql
+	CHAOS_MINUTES=$${CHAOS_MINUTES:-30} $(CARGO) test --locked --features demo --test it -- --ignored --nocapture --exact chaos::for_as_long_as_asked
 
 lint: ## Check format and lints; a warning is an error.
 	$(CARGO) fmt --check

@@ -163,7 +163,7 @@ impl Schedule {
             if let Some(found) = self.first_instant_of(named).filter(|found| found.scheduled_for > after) {
                 return Some(found);
             }
-            from = named.checked_add(SignedDuration::from_mins(1)).ok()?;
+            from = named.checked_add(SignedDuration::from_nanos(1)).ok()?;
         }
     }
 

@@ -7,6 +7,7 @@ use croner::parser::{CronParser, Seconds, Year};
 use croner::{Cron, Weekday};
 use jiff::civil::{Date, DateTime, Time};
 
+use super::seconds;
 use crate::values::ValueError;
 
 /// What each field is called, in order.
@@ -31,6 +32,8 @@ const NICKNAMES: [(&str, &str); 7] = [
 pub struct Fields {
     /// Upper case, one space between fields, nicknames written out: equal for equal fields.
     text: String,
+    /// The field of seconds, which no operator's schedule has.
+    seconds: Option<String>,
     cron: Cron,
     times: Vec<Time>,
     fixed: bool,
@@ -38,7 +41,7 @@ pub struct Fields {
 
 impl PartialEq for Fields {
     fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
+        (&self.text, &self.seconds) == (&other.text, &other.seconds)
     }
 }
 
@@ -50,7 +53,9 @@ impl Fields {
     /// # Errors
     /// When a field is not one; the error names it.
     pub fn parse(text: &str) -> Result<Self, ValueError> {
-        let fields = split(text)?;
+        let mut fields = split(text, 5 + usize::from(seconds::are_asked_for()))?;
+        let seconds = (fields.len() > 5).then(|| fields.remove(0));
+        let in_minute = seconds.as_deref().map_or_else(|| Ok(vec![0]), of_a_minute)?;
         for (index, field) in fields.iter().enumerate() {
             check(index, field).map_err(|problem| ValueError {
                 problem: format!("`{field}` is not a {}: {problem}", NAMES[index]),
@@ -69,13 +74,15 @@ impl Fields {
             })?;
         let hours = cron.pattern.hours.values();
         let times = hours.iter().flat_map(|hour| {
-            let minutes = cron.pattern.minutes.values();
-            minutes.into_iter().filter_map(move |minute| time(*hour, minute))
+            let minutes = cron.pattern.minutes.values().into_iter();
+            let in_minute = &in_minute;
+            minutes.flat_map(move |minute| in_minute.iter().filter_map(move |second| time(*hour, minute, *second)))
         });
         Ok(Self {
             times: times.collect(),
-            fixed: fields.iter().take(2).all(|field| !field.contains(['*', '/'])),
+            fixed: seconds.is_none() && fields.iter().take(2).all(|field| !field.contains(['*', '/'])),
             text,
+            seconds,
             cron,
         })
     }
@@ -153,11 +160,7 @@ impl Fields {
     /// Whether it names this minute of the calendar.
     #[must_use]
     pub fn names(&self, at: DateTime) -> bool {
-        let minute = at.time();
-        minute.second() == 0
-            && minute.subsec_nanosecond() == 0
-            && self.times.binary_search(&minute).is_ok()
-            && self.is_on(at.date())
+        self.times.binary_search(&at.time()).is_ok() && self.is_on(at.date())
     }
 
     /// Which fields match a time of the calendar, each by itself, in order.
@@ -204,11 +207,18 @@ impl Fields {
 const GENERAL_HELP: &str =
     "a schedule has five fields, minute hour day-of-month month day-of-week, such as \"0 2 * * *\" for 02:00 each day";
 
-fn time(hour: u16, minute: u16) -> Option<Time> {
-    Time::new(i8::try_from(hour).ok()?, i8::try_from(minute).ok()?, 0, 0).ok()
+fn time(hour: u16, minute: u16, second: u16) -> Option<Time> {
+    let value = |number: u16| i8::try_from(number).ok();
+    Time::new(value(hour)?, value(minute)?, value(second)?, 0).ok()
 }
 
-fn split(text: &str) -> Result<Vec<String>, ValueError> {
+/// The seconds that a field names, which is written as that of minutes.
+fn of_a_minute(field: &str) -> Result<Vec<u16>, ValueError> {
+    let fields = Fields::parse(&format!("{field} * * * *"))?;
+    Ok(fields.cron.pattern.minutes.values())
+}
+
+fn split(text: &str, most: usize) -> Result<Vec<String>, ValueError> {
     let bad = |problem: String, help: &str| ValueError {
         problem,
         help: help.to_owned(),
@@ -221,7 +231,7 @@ fn split(text: &str) -> Result<Vec<String>, ValueError> {
         return Ok(fields.split(' ').map(str::to_owned).collect());
     }
     let fields: Vec<String> = upper.split_whitespace().map(str::to_owned).collect();
-    if fields.len() != 5 {
+    if !(5..=most).contains(&fields.len()) {
         return Err(bad(
             format!("`{text}` has {} fields instead of five", fields.len()),
             GENERAL_HELP,

@@ -21,6 +21,7 @@ pub mod overlap;
 pub mod pausing;
 pub mod policy;
 pub mod recovery;
+mod seconds;
 pub mod slots;
 mod starting;
 mod trust;

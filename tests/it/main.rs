@@ -14,6 +14,7 @@ mod support;
 mod accounting;
 mod audit;
 mod backup;
+mod chaos;
 mod cli;
 mod config;
 mod control;

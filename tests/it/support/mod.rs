@@ -5,6 +5,7 @@ pub mod bench;
 pub mod context;
 pub mod fault_proxy;
 pub mod memory_store;
+pub mod pg_proxy;
 pub mod process;
 
 use std::sync::LazyLock;
