@@ -313,28 +313,35 @@ proptest! {
     }
 }
 
-#[test]
-fn a_slot_at_a_beat_s_edge_is_seen_once() {
-    let schedule = Schedule::parse("* * * * *", "UTC".parse().unwrap()).unwrap();
-    let beats = [
+/// `pg_timetable` asked "does this minute match": a look at :58.4 whose successor came at :00.9 of the
+/// minute after next lost the one between (its issues 160 and 690).
+#[tokio::test]
+async fn boundary_minute_160_690() {
+    let mut bench = Bench::set_up().await;
+    let mut minutely = start(
+        &mut bench,
+        job("purge", "* * * * *", "UTC", Missed::Skip),
+        at("2026-06-01T11:59:30Z"),
+    )
+    .await;
+    let mut ran = Vec::new();
+    for beat_at in [
         "11:59:58.4",
         "12:00:00",
         "12:00:00.9",
         "12:00:58.4",
         "12:01:00.9",
-        "12:02:00.000000001",
-    ];
-    let mut mark = at("2026-06-01T11:59:30Z");
-    let mut seen = Vec::new();
-    for beat in beats {
-        let now = at(&format!("2026-06-01T{beat}Z"));
-        seen.extend(schedule.between(mark, now).map(|slot| slot.scheduled_for.to_string()));
-        mark = now;
+        "12:01:58.4",
+        "12:02:58.4",
+        "12:03:00.000000001",
+        "12:03:00.9",
+    ] {
+        ran.extend(beat(&mut bench, &mut minutely, at(&format!("2026-06-01T{beat_at}Z"))).await);
     }
-    assert_eq!(
-        seen,
-        ["2026-06-01T12:00:00Z", "2026-06-01T12:01:00Z", "2026-06-01T12:02:00Z"]
-    );
+    let minutes = ["12:00", "12:01", "12:02", "12:03"].map(|minute| at(&format!("2026-06-01T{minute}:00Z")));
+    assert_eq!(ran, minutes, "each ran once");
+    let rows: Vec<Timestamp> = rows(&bench, "purge").await.into_iter().map(|row| row.0).collect();
+    assert_eq!(rows, minutes);
 }
 
 #[tokio::test]
