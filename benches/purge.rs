@@ -313,6 +313,7 @@ async fn pgreeve(target: &ConnectTarget, yield_to_others: bool) -> Ran {
         max_rows: None,
         archive: None,
         objects: None,
+        partitions: None,
     })
     .with_throttle(Throttle {
         yield_to_others,

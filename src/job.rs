@@ -173,6 +173,17 @@ pub enum Exclusion {
     Rows(String),
 }
 
+impl Exclusion {
+    /// What is locked, in words that are also the lock's name.
+    #[must_use]
+    pub fn lock_name(&self) -> String {
+        match self {
+            Self::Snapshot => "snapshot of the database".to_owned(),
+            Self::Rows(table) => format!("rows of {table}"),
+        }
+    }
+}
+
 /// One entry of the configuration, ready to run.
 pub trait Job: Send + Sync {
     /// What it does.

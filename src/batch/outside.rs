@@ -9,6 +9,7 @@ use super::archive::{ArchiveRule, Archiver, CopyError};
 use super::cutoff::Cutoff;
 use super::objects::{ObjectRule, Objects, RemoveError};
 use super::pace::TARGET;
+use super::partitions::PartitionMode;
 use super::preflight::Target;
 use super::statement::{Range, Statements};
 use super::transaction::{Part, Patience};
@@ -27,16 +28,23 @@ pub(super) const STORE_TIME: Duration = Duration::from_secs(40);
 /// A batch with work outside may take so many times as long as one without: fewer, larger objects.
 const SLOWER: u32 = 8;
 
-/// What is done outside the database with rows before they go. Default: nothing.
+/// What is done beside the deletion of rows. Default: nothing outside the database.
 #[derive(Debug, Clone, Default)]
 pub struct Beside {
     /// They are archived.
     pub archive: Option<ArchiveRule>,
     /// Their objects are deleted.
     pub objects: Option<ObjectRule>,
+    /// What becomes of whole partitions; nothing is "dropped, where nothing speaks against it".
+    pub partitions: Option<PartitionMode>,
 }
 
 impl Beside {
+    /// Whether something is done outside the database with each row.
+    pub(super) fn needs_rows(&self) -> bool {
+        self.archive.is_some() || self.objects.is_some()
+    }
+
     /// Checks all that can be checked before a row is touched; answers with warnings.
     pub(super) async fn check(&self, connection: &mut PgConnection, target: &Target) -> Result<Vec<String>, JobError> {
         let mut warnings = Vec::new();

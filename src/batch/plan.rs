@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
+use sqlx::postgres::types::Oid;
 use sqlx::{Connection, PgConnection};
 
 use super::brake::{self, Tripped};
@@ -13,6 +14,7 @@ use super::estimate::{self, Estimate};
 use super::held::Held;
 use super::leaf_walk::{Halt, Limits, Tally, Walk, committed};
 use super::outside::{Beside, Outside};
+use super::partitions::{self, Gone, Removal, Whole};
 use super::preflight::{self, Target};
 use super::report::Report;
 use super::rule::{Change, Rule};
@@ -22,7 +24,8 @@ use super::{driver, exemption, states, verify};
 use crate::backup::sweep::store_error;
 use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
 use crate::ledger::leader::FenceError;
-use crate::ledger::purges;
+use crate::ledger::{batches, purges};
+use crate::postgres::catalog::Relation;
 use crate::postgres::catalog::leaves::Leaf;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::JobName;
@@ -80,6 +83,20 @@ async fn draw_up(
     let due = estimate::due(connection, &table, &statements, deadline).await?;
     let tripped = brake::tripped(connection, job, &target, &statements, &rule.brakes, &due, deadline).await?;
     let foreign_keys = estimate::fan_out(connection, &target.keys, &statements).await;
+    let whole = if rule.change == Change::Delete {
+        let request = partitions::Request {
+            target: &target,
+            age_column: &rule.age_column,
+            cutoff: &cutoff,
+            mode: beside.partitions,
+            outside: beside.needs_rows(),
+        };
+        let (whole, warnings) = partitions::plan(connection, request).await?;
+        target.warnings.extend(warnings);
+        whole
+    } else {
+        None
+    };
     let (driver, why) = driver::explain(&target, &rule.age_column);
     Ok(RowPlan {
         deletes: rule.change == Change::Delete,
@@ -97,6 +114,7 @@ async fn draw_up(
         driver,
         why,
         beside,
+        whole,
     })
 }
 
@@ -147,6 +165,7 @@ struct RowPlan {
     driver: String,
     why: String,
     beside: Beside,
+    whole: Option<Whole>,
 }
 
 impl Plan for RowPlan {
@@ -168,6 +187,9 @@ impl Plan for RowPlan {
         });
         if let Value::Object(intent) = &mut intent {
             intent.extend(self.beside.intent());
+            if let Some(whole) = &self.whole {
+                intent.insert("partitions".to_owned(), whole.intent());
+            }
         }
         intent
     }
@@ -192,11 +214,17 @@ impl RowPlan {
             .most_rows
             .map(|most| most.max(passing.unwrap_or(0)).saturating_sub(before));
         let mut remains = None;
-        let mut halt = None;
+        let mut gone = Gone::default();
+        let mut halt = self.whole(context, false, allowed, &mut gone).await.err();
+        tally.rows += gone.rows;
+        tally.batches += gone.partitions();
         for pass in 1.. {
-            tally.locked = 0;
             let so_far = tally.rows;
-            halt = self.walk(context, &mut outside, &mut tally, allowed, pass).await.err();
+            if halt.is_none() {
+                tally.locked = 0;
+                let bounds = (allowed, gone.leaves.as_slice());
+                halt = self.walk(context, &mut outside, &mut tally, bounds, pass).await.err();
+            }
             if halt.is_none() {
                 halt = self.renew_holds(context).await.err().map(Halt::Failed);
             }
@@ -227,11 +255,20 @@ impl RowPlan {
                 break;
             }
         }
+        if halt.is_none() {
+            halt = self.whole(context, true, allowed, &mut gone).await.err();
+        }
         let ended = matches!(halt, Some(Halt::Cancelled | Halt::Failed(_)));
         let mut report = self.report(context, tally, remains).await;
         // A run that fails leaves its archive to the next attempt, or to the job's next run.
         if !ended {
             (report.beside, report.problems) = outside.finish(context, &self.statements).await;
+        }
+        if self.whole.is_some() {
+            let from_default = self.default_rows(context).await;
+            report.beside.insert("partitions".to_owned(), gone.body(from_default));
+            report.problems.extend(gone.problem());
+            report.finalized = gone.finalized;
         }
         match halt.clone() {
             Some(Halt::Cancelled) => {
@@ -265,7 +302,7 @@ impl RowPlan {
         context: &mut JobContext,
         outside: &mut Outside,
         tally: &mut Tally,
-        allowed: Option<u64>,
+        (allowed, gone): (Option<u64>, &[Oid]),
         pass: u32,
     ) -> Result<(), Halt> {
         let left = context.deadline.saturating_duration_since(Instant::now());
@@ -280,7 +317,8 @@ impl RowPlan {
         // What the plan counted as empty is visited only if the verification finds rows all the same.
         let worth = |leaf: &&Leaf| {
             let counted = self.due.leaves.as_ref().filter(|_| pass == 1);
-            counted.is_none_or(|leaves| leaves.contains(&leaf.relation.oid))
+            let gone = gone.contains(&leaf.relation.oid);
+            !gone && counted.is_none_or(|leaves| leaves.contains(&leaf.relation.oid))
         };
         for leaf in self.target.leaves.iter().filter(worth) {
             let mut walk = Walk {
@@ -296,6 +334,52 @@ impl RowPlan {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Removes whole partitions: before the rows, or after them where the rows are needed one by one.
+    async fn whole(
+        &mut self,
+        context: &mut JobContext,
+        after_rows: bool,
+        allowed: Option<u64>,
+        gone: &mut Gone,
+    ) -> Result<(), Halt> {
+        let Some(whole) = &self.whole else { return Ok(()) };
+        if !after_rows {
+            partitions::finalize(context, &self.target.pending, gone).await;
+        }
+        if whole.after_rows != after_rows {
+            return Ok(());
+        }
+        let mut removal = Removal {
+            context,
+            statements: &mut self.statements,
+            held: &mut self.held,
+            allowed,
+            gone,
+        };
+        whole.remove(&mut removal).await
+    }
+
+    /// How many rows the run's batches deleted from default partitions; nothing without one.
+    async fn default_rows(&self, context: &mut JobContext) -> Option<u64> {
+        let defaults = &self.whole.as_ref()?.defaults;
+        let leaves = self.target.leaves.iter().map(|leaf| &leaf.relation);
+        let names: Vec<String> = leaves
+            .filter(|leaf| defaults.contains(&leaf.oid))
+            .map(Relation::display)
+            .collect();
+        if names.is_empty() {
+            return None;
+        }
+        let run = context.run;
+        match batches::total_of(context.session.connection(), run, &names).await {
+            Ok(rows) => Some(rows),
+            Err(error) => {
+                tracing::warn!(%error, "the ledger could not be asked for the rows of the default partition");
+                None
+            }
+        }
     }
 
     async fn report(&self, context: &mut JobContext, tally: Tally, remains: Option<verify::Remains>) -> Report {
@@ -316,6 +400,7 @@ impl RowPlan {
                 .iter()
                 .map(|detach| detach.partition.clone())
                 .collect(),
+            finalized: Vec::new(),
             warnings: self.target.warnings.clone(),
             beside: Map::new(),
             problems: Vec::new(),

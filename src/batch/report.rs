@@ -36,6 +36,8 @@ pub(super) struct Report {
     pub(super) remains: Option<Remains>,
     /// Partitions whose rows are stored but hidden from the table.
     pub(super) hidden_not_erased: Vec<String>,
+    /// Those of them whose detach this run brought to its end.
+    pub(super) finalized: Vec<String>,
     /// What an operator should know.
     pub(super) warnings: Vec<String>,
     /// What was done beside the rows: `archive`, `objects`, `partitions`, where they apply.
@@ -100,10 +102,20 @@ impl Report {
             }
             Some(_) => {}
         }
-        if !self.hidden_not_erased.is_empty() {
+        let pending: Vec<&str> = self.hidden_not_erased.iter().map(String::as_str).collect();
+        let (finalized, pending): (Vec<&str>, Vec<&str>) = pending
+            .into_iter()
+            .partition(|partition| self.finalized.iter().any(|done| done == partition));
+        if !pending.is_empty() {
             reasons.push(format!(
                 "hidden, not erased: the detach of {} is pending; see the warnings for the statement that ends it",
-                self.hidden_not_erased.join(", ")
+                pending.join(", ")
+            ));
+        }
+        if !finalized.is_empty() {
+            reasons.push(format!(
+                "hidden, not erased: the interrupted detach of {} is final now, and the rows are still stored there;                  drop it, or give it a retention of its own",
+                finalized.join(", ")
             ));
         }
         reasons.extend(self.problems.iter().cloned());
@@ -143,6 +155,7 @@ mod tests {
                 referenced: 3,
             }),
             hidden_not_erased: Vec::new(),
+            finalized: Vec::new(),
             warnings: vec!["a warning".to_owned()],
             beside: Map::new(),
             problems: Vec::new(),

@@ -198,6 +198,17 @@ impl Statements {
         format!("SELECT {alias}.tableoid, count(*) FROM {root} WHERE {eligible} GROUP BY 1")
     }
 
+    /// Whether a row is due by its age alone.
+    pub(super) fn is_by_age_alone(&self) -> bool {
+        self.eligible == format!("{} < {}", self.age, self.cutoff)
+    }
+
+    /// `(rows, due)`: how many rows a part of the table with all below it holds, and how many are due.
+    pub(super) fn count_whole(&self, part: &str) -> String {
+        let Self { alias, eligible, .. } = self;
+        format!("SELECT count(*), count(*) FILTER (WHERE {eligible}) FROM {part} AS {alias}")
+    }
+
     /// How many rows there are, due or not.
     pub(super) fn count_all(&self) -> String {
         format!("SELECT count(*) FROM {}", self.root)

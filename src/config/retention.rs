@@ -4,7 +4,7 @@ use super::field::Field;
 use super::job::Scope;
 use super::{backup, rows};
 use crate::backup::compress::Packing;
-use crate::batch::ArchiveFormat;
+use crate::batch::{ArchiveFormat, PartitionMode};
 use crate::jobs::retention::{ArchiveSettings, ObjectSettings, RetentionSettings};
 
 /// Keys of the design that this version does not have.
@@ -33,6 +33,8 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<RetentionSett
     let archive = archive.map_or(Some(None), |field| archive_of(&field, scope).map(Some));
     let objects = section.optional("objects");
     let objects = objects.map_or(Some(None), |field| objects_of(&field, scope).map(Some));
+    let partitions = section.optional("partitions");
+    let partitions = partitions.map_or(Some(None), |field| field.word(&PartitionMode::WORDS, &[]).map(Some));
     section.finish(&PLANNED);
     Some(RetentionSettings {
         table: rows.table?,
@@ -46,6 +48,7 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<RetentionSett
         max_rows,
         archive: archive?,
         objects: objects?,
+        partitions: partitions?,
     })
 }
 

@@ -74,6 +74,7 @@ mod tests {
             max_rows: None,
             archive: None,
             objects: None,
+            partitions: None,
         }
     }
 

@@ -10,7 +10,9 @@ use sqlx::PgConnection;
 use super::backup::OpenStore;
 use crate::backup::compress::Packing;
 use crate::backup::sweep::store_error;
-use crate::batch::{self, ArchiveFormat, ArchiveRule, Beside, Brakes, Change, ObjectRule, Rule, Throttle};
+use crate::batch::{
+    self, ArchiveFormat, ArchiveRule, Beside, Brakes, Change, ObjectRule, PartitionMode, Rule, Throttle,
+};
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
 use crate::postgres::grant::Grant;
 use crate::store::Store;
@@ -49,6 +51,10 @@ pub struct RetentionSettings {
     /// Which objects go with the rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub objects: Option<ObjectSettings>,
+    /// What becomes of whole partitions past the cutoff; they are dropped where nothing speaks against
+    /// it, and purged row by row elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<PartitionMode>,
 }
 
 /// `archive = { … }`: rows are copied into a store before they are deleted.
@@ -124,7 +130,10 @@ impl RetentionJob {
     }
 
     async fn beside(&self) -> Result<Beside, JobError> {
-        let mut beside = Beside::default();
+        let mut beside = Beside {
+            partitions: self.settings.partitions,
+            ..Beside::default()
+        };
         if let Some(archive) = &self.settings.archive {
             let store = self
                 .open(&archive.store)

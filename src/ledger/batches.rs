@@ -38,6 +38,18 @@ pub async fn record(transaction: &mut PgConnection, run: RunId, batch: &Batch) -
     Ok(())
 }
 
+/// How many rows a run's committed batches hold of some relations, qualified.
+pub async fn total_of(connection: &mut PgConnection, run: RunId, relations: &[String]) -> Result<u64, DatabaseError> {
+    let rows: i64 = sqlx::query_scalar(
+        "SELECT coalesce(sum(rows), 0)::bigint FROM pgreeve.run_batch WHERE run_id = $1 AND relation = ANY($2)",
+    )
+    .bind(run.0)
+    .bind(relations)
+    .fetch_one(connection)
+    .await?;
+    Ok(rows.unsigned_abs())
+}
+
 /// How many rows a run's committed batches hold in all, over all attempts.
 pub async fn total(connection: &mut PgConnection, run: RunId) -> Result<u64, DatabaseError> {
     let rows: i64 =

@@ -36,6 +36,15 @@ pub async fn try_lock(connection: &mut PgConnection, class: i32, key: i32) -> Re
         .await?)
 }
 
+/// Gives a lock of the session back. Answers whether it was held.
+pub async fn unlock(connection: &mut PgConnection, class: i32, key: i32) -> Result<bool, DatabaseError> {
+    Ok(sqlx::query_scalar("SELECT pg_catalog.pg_advisory_unlock($1, $2)")
+        .bind(class)
+        .bind(key)
+        .fetch_one(connection)
+        .await?)
+}
+
 /// Waits for a lock for the session, at most so long. The session's own limits are put back
 /// afterwards.
 ///

@@ -8,6 +8,7 @@ pub mod keys;
 pub mod leaves;
 pub mod managed;
 mod nearest;
+pub mod partitions;
 
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;

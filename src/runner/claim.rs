@@ -122,7 +122,7 @@ async fn things(connection: &mut PgConnection, request: &RunRequest) -> Result<V
         });
     }
     for exclusion in &request.job.job.exclusions() {
-        let name = exclusion_name(exclusion);
+        let name = exclusion.lock_name();
         things.push(match exclusion {
             Exclusion::Snapshot => Thing {
                 lock: locks::key(&name),
@@ -140,14 +140,6 @@ async fn things(connection: &mut PgConnection, request: &RunRequest) -> Result<V
     things.sort_by_key(|thing| thing.lock);
     things.dedup_by_key(|thing| thing.lock);
     Ok(things)
-}
-
-/// What an exclusion is called in messages.
-pub(super) fn exclusion_name(exclusion: &Exclusion) -> String {
-    match exclusion {
-        Exclusion::Snapshot => "snapshot of the database".to_owned(),
-        Exclusion::Rows(table) => format!("rows of {table}"),
-    }
 }
 
 /// The relation that a configured name stands for; of a partition the root of its tree. `None`

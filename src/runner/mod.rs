@@ -22,7 +22,7 @@ use tracing::Instrument;
 pub use attempt::plan_only;
 
 use crate::audit::{AuditLog, Entry, RecordKind};
-use crate::job::{Job, Outcome, Progress, Trigger};
+use crate::job::{Exclusion, Job, Outcome, Progress, Trigger};
 use crate::ledger::leader::Fence;
 use crate::ledger::runs::{self, RunEnd, RunRecord};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
@@ -62,7 +62,7 @@ impl RunnableJob {
     pub fn resources(&self) -> Vec<String> {
         let exclusions = self.job.exclusions();
         let groups = self.sharing.groups.iter().map(|group| format!("group {group}"));
-        let mut names: Vec<String> = exclusions.iter().map(claim::exclusion_name).chain(groups).collect();
+        let mut names: Vec<String> = exclusions.iter().map(Exclusion::lock_name).chain(groups).collect();
         names.sort();
         names.dedup();
         names

@@ -9,6 +9,7 @@ mod equivalence;
 mod holds;
 mod keeps;
 mod objects;
+mod partitions;
 mod refusals;
 mod throttle;
 mod walks;
@@ -31,6 +32,7 @@ pub fn events() -> RetentionSettings {
         max_rows: None,
         archive: None,
         objects: None,
+        partitions: None,
     }
 }
 

@@ -16,6 +16,7 @@ enum Layout {
     Bare,
     Partitioned,
     Inherited,
+    Ranged,
 }
 
 #[derive(Debug, Clone)]
@@ -53,7 +54,8 @@ fn cases() -> impl Strategy<Value = Case> {
         Just(Layout::Keyed),
         Just(Layout::Bare),
         Just(Layout::Partitioned),
-        Just(Layout::Inherited)
+        Just(Layout::Inherited),
+        Just(Layout::Ranged)
     ];
     let age = prop_oneof![
         Just(("timestamptz", "UTC")),
@@ -112,6 +114,18 @@ fn setup(case: &Case) -> String {
              ALTER TABLE events_other ATTACH PARTITION events_0 FOR VALUES WITH (MODULUS 2, REMAINDER 0);
              CREATE TABLE events_1 PARTITION OF events_other FOR VALUES WITH (MODULUS 2, REMAINDER 1);
              CREATE INDEX ON events_true (created_at); CREATE INDEX ON events_1 (created_at);"
+        ),
+        Layout::Ranged => format!(
+            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int) PARTITION BY RANGE (created_at);
+             CREATE TABLE events_rest PARTITION OF events DEFAULT;
+             CREATE TABLE a PARTITION OF events FOR VALUES FROM ('2001-01-01') TO ('2002-01-01');
+             DO $$ BEGIN
+                 EXECUTE format('CREATE TABLE b PARTITION OF events FOR VALUES FROM (%L) TO (%L)', now() - interval '80 days', now() - interval '60 days');
+                 EXECUTE format('CREATE TABLE c PARTITION OF events FOR VALUES FROM (%L) TO (%L) PARTITION BY LIST (processed)', now() - interval '60 days', now() - interval '40 days');
+                 EXECUTE format('CREATE TABLE d PARTITION OF events FOR VALUES FROM (%L) TO (%L)', now() - interval '40 days', now() - interval '10 days');
+             END $$;
+             CREATE TABLE c_yes PARTITION OF c FOR VALUES IN (true); CREATE TABLE c_other PARTITION OF c DEFAULT;
+             CREATE INDEX ON events (created_at);"
         ),
         Layout::Inherited => format!(
             "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int);
