@@ -33,6 +33,8 @@ pub enum Kind {
     Transition,
     /// Streams `pg_dump` to a store.
     Backup,
+    /// Makes partitions ahead of the time they are needed.
+    Partitions,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             Self::Retention => "retention",
             Self::Transition => "transition",
             Self::Backup => "backup",
+            Self::Partitions => "partitions",
         }
     }
 

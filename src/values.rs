@@ -117,6 +117,12 @@ impl Period {
         }
     }
 
+    /// Whole months, days and milliseconds of absolute time.
+    #[must_use]
+    pub const fn parts(&self) -> (u32, u32, u64) {
+        (self.months, self.days, self.millis)
+    }
+
     /// As PostgreSQL's `interval` input, with calendar units kept apart: `84 mons 0 days 0.000 secs`.
     #[must_use]
     pub fn to_interval(&self) -> String {

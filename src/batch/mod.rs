@@ -43,7 +43,7 @@ pub use archive::{ArchiveFormat, ArchiveRule};
 pub use grants::grants;
 pub use objects::ObjectRule;
 pub use outside::Beside;
-pub use partitions::PartitionMode;
+pub use partitions::{PartitionMode, PremakeRule, premake};
 pub use plan::{plan, plan_beside};
 pub use report::COUNT_LIMIT;
 pub use rule::{Brakes, Change, Rule, StateChange};

@@ -14,6 +14,7 @@ use crate::postgres::catalog::effects::{self, Event, IncomingKey};
 use crate::postgres::catalog::leaves::{self, Leaf, PendingDetach};
 use crate::postgres::catalog::{self, Relation, RelationKind, ResolveError, nearest};
 use crate::postgres::sqlstate::DatabaseError;
+use crate::values::TableName;
 
 /// A rule's table, found fit.
 #[derive(Debug, Clone)]
@@ -139,8 +140,15 @@ pub(super) fn did_you_mean(near: &[&str], otherwise: &str) -> String {
 
 /// The rule's table, as the catalog has it.
 pub(super) async fn table(connection: &mut PgConnection, rule: &Rule) -> Result<Relation, JobError> {
-    let name = rule.table.to_string();
-    let relation = match catalog::resolve(connection, &rule.table).await {
+    let relation = named(connection, &rule.table).await?;
+    foreign::unmanaged(connection, &relation, rule).await?;
+    Ok(relation)
+}
+
+/// The table that a name stands for, if it stores rows.
+pub(super) async fn named(connection: &mut PgConnection, table: &TableName) -> Result<Relation, JobError> {
+    let name = table.to_string();
+    let relation = match catalog::resolve(connection, table).await {
         Ok(relation) => relation,
         Err(ResolveError::Database(error)) => return Err(reading(&name)(error)),
         Err(ref error @ ResolveError::Missing { ref near }) => {
@@ -163,7 +171,6 @@ pub(super) async fn table(connection: &mut PgConnection, rule: &Rule) -> Result<
         relation.kind,
         RelationKind::Table | RelationKind::Partitioned | RelationKind::Foreign
     ) {
-        foreign::unmanaged(connection, &relation, rule).await?;
         return Ok(relation);
     }
     Err(refuse(

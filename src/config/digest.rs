@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::Config;
 use super::database::DatabaseSettings;
 use super::job::JobSettings;
-use crate::jobs::KindSettings;
 use crate::store::StoreSettings;
 use crate::values::{Name, fingerprint};
 
@@ -28,11 +27,9 @@ pub(super) fn of(config: &Config) -> String {
 pub(super) fn of_jobs(config: &Config) -> BTreeMap<Name, String> {
     let stores = by_name(&config.stores, store);
     let digest = |settings: &JobSettings| {
-        let place = match &settings.kind {
-            KindSettings::Backup(backup) => stores.get(backup.store.as_str()),
-            KindSettings::Retention(_) | KindSettings::Transition(_) => None,
-        };
-        fingerprint(&json!({ "job": job(settings), "store": place }).to_string())
+        let named = settings.kind.stores().into_iter();
+        let places: BTreeMap<_, _> = named.map(|(key, name)| (key, stores.get(name.as_str()))).collect();
+        fingerprint(&json!({ "job": job(settings), "stores": places }).to_string())
     };
     let jobs = config.jobs.iter();
     jobs.map(|(name, settings)| (name.clone(), digest(settings))).collect()

@@ -9,7 +9,7 @@ use super::policy::{self, Policy};
 use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
-use super::{backup, retention, throttle, transition};
+use super::{backup, partitions, retention, throttle, transition};
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
@@ -19,16 +19,15 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 3] = [Kind::Retention, Kind::Transition, Kind::Backup];
+const KINDS: [Kind; 4] = [Kind::Retention, Kind::Transition, Kind::Backup, Kind::Partitions];
 
 /// Kinds of the design that this version does not have.
-const PLANNED: [&str; 9] = [
+const PLANNED: [&str; 8] = [
     "erasure",
     "rollup",
     "refresh",
     "export",
     "restore_check",
-    "partitions",
     "upkeep",
     "health",
     "call",
@@ -245,11 +244,12 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Retention => retention::read(field, scope).map(KindSettings::Retention),
             Kind::Transition => transition::read(field).map(KindSettings::Transition),
             Kind::Backup => backup::read(field, scope).map(KindSettings::Backup),
+            Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
         })
         .collect();
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
-        let help = "add one of retention, transition and backup";
+        let help = "add one of retention, transition, backup and partitions";
         let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
         section.lacks(&keys, message, help.to_owned());
     }

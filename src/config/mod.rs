@@ -12,6 +12,7 @@ mod digest;
 mod field;
 mod finding;
 mod job;
+mod partitions;
 mod paths;
 mod policy;
 mod retention;

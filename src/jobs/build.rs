@@ -7,6 +7,7 @@ use futures::FutureExt;
 
 use super::KindSettings;
 use super::backup::{BackupJob, BackupSettings, OpenStore};
+use super::partitions::PartitionsJob;
 use super::retention::{RetentionJob, RetentionSettings};
 use super::transition::TransitionJob;
 use crate::backup::parts::PartSizes;
@@ -37,6 +38,7 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
             Arc::new(TransitionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
         }
         KindSettings::Backup(settings) => Arc::new(backup(settings, surroundings)),
+        KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),
     }
 }
 

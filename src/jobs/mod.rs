@@ -2,12 +2,14 @@
 
 pub mod backup;
 pub mod build;
+pub mod partitions;
 pub mod retention;
 pub mod transition;
 
 use serde::Serialize;
 
 use self::backup::BackupSettings;
+use self::partitions::PartitionsSettings;
 use self::retention::RetentionSettings;
 use self::transition::TransitionSettings;
 use crate::job::Kind;
@@ -23,6 +25,8 @@ pub enum KindSettings {
     Transition(TransitionSettings),
     /// `backup = { … }`
     Backup(BackupSettings),
+    /// `partitions = { … }`
+    Partitions(PartitionsSettings),
 }
 
 impl KindSettings {
@@ -33,6 +37,7 @@ impl KindSettings {
             Self::Retention(_) => Kind::Retention,
             Self::Transition(_) => Kind::Transition,
             Self::Backup(_) => Kind::Backup,
+            Self::Partitions(_) => Kind::Partitions,
         }
     }
 
@@ -41,7 +46,7 @@ impl KindSettings {
     pub fn stores(&self) -> Vec<(&'static str, &Name)> {
         match self {
             Self::Retention(settings) => settings.stores(),
-            Self::Transition(_) => Vec::new(),
+            Self::Transition(_) | Self::Partitions(_) => Vec::new(),
             Self::Backup(settings) => vec![("store", &settings.store)],
         }
     }

@@ -20,6 +20,7 @@ mod config;
 mod control;
 mod daemon;
 mod failover;
+mod partitions;
 mod regressions;
 mod restore;
 mod retention;

@@ -5,7 +5,10 @@
 //! of the default partition. What a drop would bypass (foreign keys, triggers, publications) speaks
 //! against it.
 
+mod create;
 mod detach;
+mod grid;
+mod premake;
 mod remove;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +17,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
 pub(super) use self::detach::finalize;
+pub use self::premake::{PremakeRule, premake};
 pub(super) use self::remove::Removal;
 use super::cutoff::Cutoff;
 use super::preflight::{Target, reading};
