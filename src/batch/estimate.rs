@@ -10,6 +10,7 @@ use super::preflight::{Target, reading, refuse};
 use super::statement::Statements;
 use crate::job::JobError;
 use crate::postgres::catalog::effects::IncomingKey;
+use crate::postgres::catalog::leaves::Leaf;
 use crate::postgres::sqlstate::DatabaseError;
 
 /// How long a count may take before an estimate of the planner has to do.
@@ -69,11 +70,12 @@ pub(super) async fn probe(connection: &mut PgConnection, table: &str, statements
 pub(super) async fn due(
     connection: &mut PgConnection,
     table: &str,
+    leaves: &[Leaf],
     statements: &Statements,
     deadline: Instant,
 ) -> Result<Estimate, JobError> {
     let counted: Result<Vec<(Oid, i64)>, DatabaseError> =
-        limited(connection, statements.count_by_leaf(), time_for(deadline)).await;
+        limited(connection, statements.count_by_leaf(leaves), time_for(deadline)).await;
     match counted {
         Ok(counts) => Ok(Estimate {
             rows: counts.iter().map(|(_, rows)| rows.unsigned_abs()).sum(),
@@ -226,8 +228,7 @@ where
 /// answers with the limit in ms.
 pub(super) const LIMIT_STATEMENT: &str = "
     SELECT asked.ms, set_config('statement_timeout', asked.ms::text, true)
-    FROM (SELECT least($1, nullif(setting::int8, 0)) AS ms
-          FROM pg_catalog.pg_settings WHERE name = 'statement_timeout') AS asked";
+    FROM (SELECT least($1, nullif((extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::int8, 0)) AS ms) AS asked";
 
 /// How many rows the planner expects of a query's main node; of an aggregate, of what it reads.
 async fn planned_rows(connection: &mut PgConnection, table: &str, sql: &str) -> Result<u64, JobError> {

@@ -9,6 +9,7 @@ use super::key_walk;
 use super::outside::{Outside, Trouble};
 use super::pace::Pace;
 use super::statement::{Range, Statements};
+use super::stride::{End, Stride};
 use super::throttle::{Weight, Yielding};
 use super::transaction::{self, Attempt, Failure, Part, Patience, Slice};
 use crate::job::{Disposition, JobContext, JobError};
@@ -18,10 +19,13 @@ use crate::postgres::catalog::leaves::Leaf;
 use crate::store::StoreError;
 
 /// Rows of the first batch, and the bounds of all.
-const ROWS: (u64, u64, u64) = (1000, 100, 20_000);
+const ROWS: (u64, u64, u64) = (1000, 100, 50_000);
 
 /// The most blocks of a batch.
 const MOST_BLOCKS: u64 = 16_384;
+
+/// The most bytes that the rows of a batch should have.
+const BYTES: u64 = 8 << 20;
 
 /// How often a batch is tried anew, smaller, before rows that others hold are left out.
 const TRIES: u32 = 3;
@@ -131,18 +135,33 @@ impl Walk<'_> {
     }
 
     async fn by_age(&mut self, leaf: &Leaf, ladder: &mut Ladder) -> Result<(), Halt> {
-        let (first, least, most) = self.outside.rows(ROWS);
+        let (first, least, most) = self.outside.rows(of_size(leaf));
         let mut pace = Pace::new(first, least, most);
+        let mut stride = Stride::new(self.statements.age_type(), self.statements.last_age());
         let mut low: Option<String> = None;
         loop {
+            let (size, so_far) = (pace.size(), self.tally.rows);
+            // Of objects outside, and of what another server does, too little is known to guess.
+            let end = if self.outside.is_busy() || leaf.relation.kind != RelationKind::Table {
+                End::Searched { rows: size }
+            } else {
+                stride.next(size)
+            };
             let slice = Slice::Ages {
                 after: low.clone(),
-                rows: pace.size(),
+                end: end.clone(),
             };
             match self.batch(leaf, &slice, &mut pace, ladder).await? {
-                Next::After(Range::Ages { through: Some(end), .. }) => low = Some(end),
+                Next::After(Range::Ages {
+                    after,
+                    through: Some(through),
+                }) => {
+                    let (rows, elapsed) = (self.tally.rows - so_far, ladder.last.elapsed);
+                    stride.took((after.as_deref(), &through), size, &end, rows, elapsed);
+                    low = Some(through);
+                }
                 Next::After(_) => return Ok(()),
-                Next::Again => {}
+                Next::Again => stride.stumbled(),
                 Next::Crowded => {
                     let connection = self.context.session.connection();
                     let (from, until) =
@@ -163,7 +182,7 @@ impl Walk<'_> {
         let Some((from, to)) = key_walk::bounds(connection, self.statements, &leaf.relation, &column).await? else {
             return Ok(());
         };
-        let (first, least, most) = self.outside.rows(ROWS);
+        let (first, least, most) = self.outside.rows(of_size(leaf));
         let mut pace = Pace::new(first, least, most);
         let mut after = from.saturating_sub(1);
         while after < to {
@@ -181,7 +200,7 @@ impl Walk<'_> {
     }
 
     async fn by_block(&mut self, leaf: &Leaf, from: u32, until: u32, ladder: &mut Ladder) -> Result<(), Halt> {
-        let (first, _, most) = self.outside.rows(ROWS);
+        let (first, _, most) = self.outside.rows(of_size(leaf));
         let most = if self.outside.is_busy() {
             blocks::holding(&leaf.relation, most)
         } else {
@@ -255,6 +274,10 @@ impl Walk<'_> {
                     batch.relation = %leaf.relation.display(), holds = self.held.ids().len(),
                     "legal holds have changed; going on under those that stand now"
                 );
+                Ok(Next::Again)
+            }
+            Err(Failure::TimedOut(_)) if slice.is_guessed() => {
+                pace.halve();
                 Ok(Next::Again)
             }
             Err(failure) => self.yield_to(failure, leaf, patience, pace, ladder),
@@ -385,6 +408,14 @@ impl Walk<'_> {
         let expected = self.limits.expected.max(self.tally.rows);
         self.context.progress.set("rows", self.tally.rows, Some(expected));
     }
+}
+
+/// The bounds of batches where rows may be large.
+fn of_size(leaf: &Leaf) -> (u64, u64, u64) {
+    let (first, least, most) = ROWS;
+    let fitting = leaf.row_bytes.map_or(most, |bytes| BYTES / bytes.max(1));
+    let most = fitting.clamp(least, most);
+    (first.min(most), least, most)
 }
 
 /// All rows that a run's batches have committed, over all attempts.

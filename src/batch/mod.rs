@@ -35,6 +35,7 @@ mod rule;
 mod signals;
 mod statement;
 mod states;
+mod stride;
 mod throttle;
 mod transaction;
 mod verify;

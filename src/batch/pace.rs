@@ -6,7 +6,7 @@ use std::time::Duration;
 pub(super) const TARGET: Duration = Duration::from_millis(250);
 
 /// How long it should take while other sessions work.
-pub(super) const TARGET_BESIDE_OTHERS: Duration = Duration::from_millis(10);
+pub(super) const TARGET_BESIDE_OTHERS: Duration = Duration::from_millis(5);
 
 /// A size that follows the time its batches take.
 #[derive(Debug, Clone)]

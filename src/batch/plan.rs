@@ -80,7 +80,7 @@ async fn draw_up(
     estimate::probe(connection, &table, &statements).await?;
     held.probe(connection, &statements).await?;
     statements.hold(&held.holds().standing);
-    let due = estimate::due(connection, &table, &statements, deadline).await?;
+    let due = estimate::due(connection, &table, &target.leaves, &statements, deadline).await?;
     let tripped = brake::tripped(connection, job, &target, &statements, &rule.brakes, &due, deadline).await?;
     let foreign_keys = estimate::fan_out(connection, &target.keys, &statements).await;
     let whole = if rule.change == Change::Delete {
@@ -231,7 +231,14 @@ impl RowPlan {
             if matches!(halt, Some(Halt::Cancelled | Halt::Failed(_))) {
                 break;
             }
-            remains = match verify::remains(context.session.connection(), &self.statements, context.deadline).await {
+            remains = match verify::remains(
+                context.session.connection(),
+                &self.statements,
+                context.deadline,
+                self.yielding.beside_others(),
+            )
+            .await
+            {
                 Ok(remains) => Some(remains),
                 // The runner cancels what is under way when a stop takes too long.
                 Err(error) if error.is("57014") && context.stop.is_cancelled() => {

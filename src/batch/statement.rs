@@ -10,6 +10,7 @@ use super::report::COUNT_LIMIT;
 use crate::ledger::holds::Standing;
 use crate::postgres::catalog::Relation;
 use crate::postgres::catalog::effects::IncomingKey;
+use crate::postgres::catalog::leaves::Leaf;
 use crate::postgres::quote::{identifier, literal};
 
 /// The types an age column may have.
@@ -190,11 +191,16 @@ impl Statements {
         format!("SELECT 1 FROM {} WHERE {}", self.root, self.eligible)
     }
 
-    /// `(leaf, rows)`: how many rows are due in each.
-    pub(super) fn count_by_leaf(&self) -> String {
+    /// `(leaf, rows)`: how many rows are due in each. An index can answer for one leaf, but not tell
+    /// leaves apart.
+    pub(super) fn count_by_leaf(&self, leaves: &[Leaf]) -> String {
         let Self {
             root, alias, eligible, ..
         } = self;
+        if let [leaf] = leaves {
+            let (oid, table) = (leaf.relation.oid.0, self.only(&leaf.relation));
+            return format!("SELECT '{oid}'::oid, count(*) FROM {table} WHERE {eligible} HAVING count(*) > 0");
+        }
         format!("SELECT {alias}.tableoid, count(*) FROM {root} WHERE {eligible} GROUP BY 1")
     }
 
@@ -370,19 +376,17 @@ impl Statements {
         format!("SELECT count(*) FROM {table} WHERE {within}{}", self.eligible)
     }
 
-    /// The age at which the next so many old rows end, due or not: exempt rows at the head of the
-    /// index are stepped over once per run, not once per batch. No row when fewer are left.
-    pub(super) fn upper_bound(&self, leaf: &Relation, after: Option<&str>, rows: u64) -> String {
+    /// `(age, rows)`: the age at which the next so many old rows end, due or not, and how many rows have
+    /// exactly that age, up to a limit. Exempt rows at the head of the index are stepped over once per
+    /// run, not once per batch. No row when fewer are left.
+    pub(super) fn upper_bound(&self, leaf: &Relation, after: Option<&str>, rows: u64, limit: u64) -> String {
         let Self { age, cutoff, .. } = self;
         let (table, after) = (self.only(leaf), self.after(after));
         let skip = rows.saturating_sub(1);
-        format!("SELECT {age}::text FROM {table} WHERE {after}{age} < {cutoff} ORDER BY {age} OFFSET {skip} LIMIT 1")
-    }
-
-    /// How many rows have exactly this age, up to a limit.
-    pub(super) fn crowd(&self, leaf: &Relation, at: &str, limit: u64) -> String {
-        let (table, age, at) = (self.only(leaf), &self.age, self.age_type.literal(at));
-        format!("SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {age} = {at} LIMIT {limit}) AS bounded")
+        format!(
+            "SELECT upper.age::text, (SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {age} = upper.age LIMIT {limit}) AS bounded) \
+             FROM (SELECT {age} AS age FROM {table} WHERE {after}{age} < {cutoff} ORDER BY {age} OFFSET {skip} LIMIT 1) AS upper"
+        )
     }
 
     /// `(first, last)`: the blocks between which the old rows of a leaf are stored.
@@ -409,6 +413,11 @@ impl Statements {
         format!(
             "SELECT {key}::int8 FROM {table} WHERE {key} > '{after}'::int8 AND {key} <= '{last}'::int8 ORDER BY {key} OFFSET {skip} LIMIT 1"
         )
+    }
+
+    /// The age column's type.
+    pub(super) fn age_type(&self) -> AgeType {
+        self.age_type
     }
 
     /// The cutoff as a value of the age column's type: where the last range ends.
@@ -592,7 +601,7 @@ mod tests {
         let leaf = relation("events");
         for text in [
             statements.probe(),
-            statements.count_by_leaf(),
+            statements.count_by_leaf(&[]),
             statements.remaining(),
             statements.oldest_remaining(),
             statements.apply(&leaf, &blocks),
@@ -650,9 +659,9 @@ mod tests {
     #[test]
     fn the_end_of_a_batch_is_looked_up_without_the_condition() {
         assert_eq!(
-            deletion(Some("processed")).upper_bound(&relation("events"), Some("2025-01-01 00:00:00+00"), 500),
+            deletion(Some("processed")).upper_bound(&relation("events"), Some("2025-01-01 00:00:00+00"), 500, 9),
             format!(
-                r#"SELECT "events"."created_at"::text FROM ONLY "public"."events" AS "events" WHERE "events"."created_at" > '2025-01-01 00:00:00+00'::timestamptz AND {OLD} ORDER BY "events"."created_at" OFFSET 499 LIMIT 1"#
+                r#"SELECT upper.age::text, (SELECT count(*) FROM (SELECT 1 FROM ONLY "public"."events" AS "events" WHERE "events"."created_at" = upper.age LIMIT 9) AS bounded) FROM (SELECT "events"."created_at" AS age FROM ONLY "public"."events" AS "events" WHERE "events"."created_at" > '2025-01-01 00:00:00+00'::timestamptz AND {OLD} ORDER BY "events"."created_at" OFFSET 499 LIMIT 1) AS upper"#
             )
         );
     }

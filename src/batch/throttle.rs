@@ -17,7 +17,7 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// How often they are read while the run waits.
 const WAIT: Duration = Duration::from_millis(500);
 /// Beside others a run rests so many times as long as it works,
-const REST: u32 = 4;
+const REST: u32 = 3;
 /// and at least so long.
 const LEAST_REST: Duration = Duration::from_millis(10);
 
@@ -100,9 +100,14 @@ impl Yielding {
         }
     }
 
+    /// Whether other sessions work.
+    pub(super) fn beside_others(&self) -> bool {
+        self.now.get(&Signal::Activity) == Some(&State::Hold)
+    }
+
     /// How long a batch should take now.
     pub(super) fn target(&self) -> Duration {
-        if self.now.get(&Signal::Activity) == Some(&State::Hold) {
+        if self.beside_others() {
             pace::TARGET_BESIDE_OTHERS
         } else {
             pace::TARGET
@@ -192,8 +197,7 @@ impl Yielding {
     /// quick.
     async fn rest(&mut self, context: &JobContext, last: Weight, until: Instant, hurry: bool) {
         let mut rest = Duration::ZERO;
-        let beside_others = self.now.get(&Signal::Activity) == Some(&State::Hold);
-        if (beside_others || last.waiters > 0) && !last.elapsed.is_zero() && !hurry {
+        if (self.beside_others() || last.waiters > 0) && !last.elapsed.is_zero() && !hurry {
             rest = (last.elapsed * REST).max(LEAST_REST);
         }
         if let Some(rate) = self.throttle.wal_rate.filter(|rate| *rate > 0) {

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::estimate::LIMIT_STATEMENT;
 use super::outside::{Outside, STORE_TIME, Trouble};
 use super::statement::{Range, Statements};
+use super::stride::{End, GUESSED_TIME};
 use super::throttle::Weight;
 use crate::job::JobContext;
 use crate::ledger::batches::{self, Batch};
@@ -22,12 +23,12 @@ const BATCH_TIME: Duration = Duration::from_secs(15);
 /// What a batch is to cover.
 #[derive(Debug, Clone)]
 pub(super) enum Slice {
-    /// The next so many old rows by age.
+    /// The next old rows by age.
     Ages {
         /// Younger than this; from the beginning without.
         after: Option<String>,
-        /// How many, due or not.
-        rows: u64,
+        /// Until where.
+        end: End,
     },
     /// The next so many rows by key.
     Keys {
@@ -47,6 +48,19 @@ pub(super) enum Slice {
         /// to before this one.
         until: u32,
     },
+}
+
+impl Slice {
+    /// Whether it ends where rows were only expected to end.
+    pub(super) fn is_guessed(&self) -> bool {
+        matches!(
+            self,
+            Self::Ages {
+                end: End::Guessed(_),
+                ..
+            }
+        )
+    }
 }
 
 /// How far a batch may go for a row that another session holds.
@@ -249,24 +263,25 @@ async fn prepare(
         Slice::Ages { .. } | Slice::Keys { .. } => "off",
         Slice::Blocks { .. } => "on",
     };
-    let (wal, ..): (String, String, String, String) = sqlx::query_as(
-        "SELECT pg_current_wal_insert_lsn()::text, set_config('synchronous_commit', $2, true),
-                set_config('jit', 'off', true), set_config('enable_seqscan', $1, true)",
-    )
-    .bind(scan)
-    .bind(commit)
-    .fetch_one(&mut *transaction)
-    .await?;
-    if outside.is_busy() {
-        sqlx::query("SELECT set_config('idle_in_transaction_session_timeout', $1, true)")
-            .bind((STORE_TIME * 2).as_millis().to_string())
-            .execute(&mut *transaction)
+    let time = if slice.is_guessed() { GUESSED_TIME } else { BATCH_TIME };
+    // What waits for a store in between is not idle for nothing.
+    let idle = outside.is_busy().then(|| (STORE_TIME * 2).as_millis().to_string());
+    let settings = format!(
+        "SELECT pg_current_wal_insert_lsn()::text, set_config('synchronous_commit', $3, true),
+                set_config('jit', 'off', true), set_config('enable_seqscan', $2, true),
+                set_config('idle_in_transaction_session_timeout',
+                           coalesce($4, current_setting('idle_in_transaction_session_timeout')), true),
+                limited.ms
+         FROM ({LIMIT_STATEMENT}) AS limited"
+    );
+    let (wal, _, _, _, _, limit): (String, String, String, String, String, i64) =
+        sqlx::query_as(AssertSqlSafe(settings))
+            .bind(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
+            .bind(scan)
+            .bind(commit)
+            .bind(idle)
+            .fetch_one(transaction)
             .await?;
-    }
-    let limit: i64 = sqlx::query_scalar(LIMIT_STATEMENT)
-        .bind(i64::try_from(BATCH_TIME.as_millis()).unwrap_or(i64::MAX))
-        .fetch_one(transaction)
-        .await?;
     Ok((Duration::from_millis(limit.unsigned_abs()), wal))
 }
 
@@ -314,27 +329,34 @@ async fn range(
                 through: through.unwrap_or(*last),
             }));
         }
-        Slice::Ages { after, rows } => (after, *rows),
+        Slice::Ages { after, end } => match end {
+            End::Guessed(through) => {
+                return Ok(Some(Range::Ages {
+                    after: after.clone(),
+                    through: through.clone(),
+                }));
+            }
+            End::Searched { rows } => (after, *rows),
+        },
     };
-    let through: Option<String> =
-        sqlx::query_scalar(AssertSqlSafe(statements.upper_bound(leaf, after.as_deref(), rows)))
-            .persistent(false)
-            .fetch_optional(&mut *transaction)
-            .await?;
+    let limit = rows.saturating_mul(4).saturating_add(1);
+    let upper: Option<(String, i64)> = sqlx::query_as(AssertSqlSafe(statements.upper_bound(
+        leaf,
+        after.as_deref(),
+        rows,
+        limit,
+    )))
+    .persistent(false)
+    .fetch_optional(transaction)
+    .await?;
+    let crowded = upper.as_ref().is_some_and(|(_, crowd)| crowd.unsigned_abs() >= limit);
     // Only where rows can be walked block by block instead.
-    if let (Some(end), RelationKind::Table) = (&through, leaf.kind) {
-        let limit = rows.saturating_mul(4).saturating_add(1);
-        let crowd: i64 = sqlx::query_scalar(AssertSqlSafe(statements.crowd(leaf, end, limit)))
-            .persistent(false)
-            .fetch_one(transaction)
-            .await?;
-        if crowd.unsigned_abs() >= limit {
-            return Ok(None);
-        }
+    if crowded && leaf.kind == RelationKind::Table {
+        return Ok(None);
     }
     Ok(Some(Range::Ages {
         after: after.clone(),
-        through,
+        through: upper.map(|(age, _)| age),
     }))
 }
 
@@ -361,10 +383,8 @@ async fn apply(
         Patience::Leave => statements.apply_unlocked(leaf, range),
         Patience::Count => return Ok(0),
     };
-    let done = sqlx::query(AssertSqlSafe(sql))
-        .persistent(false)
-        .execute(transaction)
-        .await?;
+    // Without values to bind, one exchange is enough.
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(transaction).await?;
     Ok(done.rows_affected())
 }
 

@@ -25,15 +25,17 @@ pub(super) struct Remains {
     pub(super) referenced: u64,
 }
 
-/// Counts what is left, in time for the deadline.
+/// Counts what is left, in time for the deadline; with several processes where no other sessions work.
 pub(super) async fn remains(
     connection: &mut PgConnection,
     statements: &Statements,
     deadline: Instant,
+    beside_others: bool,
 ) -> Result<Remains, DatabaseError> {
     let mut reading = connection
         .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await?;
+    share_out(&mut reading, beside_others).await?;
     let result = count(&mut reading, statements, deadline).await;
     reading.rollback().await?;
     result
@@ -83,6 +85,17 @@ async fn count(
         held,
         referenced,
     })
+}
+
+/// The planner expects rows that are gone, so it would see no use for more than one process.
+async fn share_out(reading: &mut PgConnection, beside_others: bool) -> Result<(), DatabaseError> {
+    let sql = if beside_others {
+        "SELECT set_config('max_parallel_workers_per_gather', '0', true)"
+    } else {
+        "SELECT set_config('parallel_setup_cost', '0', true), set_config('parallel_tuple_cost', '0', true)"
+    };
+    sqlx::query(sql).execute(reading).await?;
+    Ok(())
 }
 
 /// No statement may outlive the run.

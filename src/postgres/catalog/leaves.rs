@@ -16,6 +16,9 @@ pub struct Leaf {
     pub age_index: Option<String>,
     /// A primary key of one integer column that counts up by itself.
     pub key: Option<String>,
+    /// How many bytes a row takes on average, its large values included; unknown where nobody has
+    /// analyzed the table.
+    pub row_bytes: Option<u64>,
 }
 
 /// The tables that hold a table's rows: itself, or all its partitions and heirs at every level,
@@ -41,6 +44,7 @@ pub async fn of(connection: &mut PgConnection, root: Oid, age_column: &str) -> R
     let oids: Vec<Oid> = relations.iter().map(|relation| relation.oid).collect();
     let indexes = age_indexes(connection, &oids, age_column).await?;
     let counting = keys::counting(connection, &oids).await?;
+    let sizes = row_bytes(connection, &oids).await?;
     let key = |oid: Oid| {
         let found = counting.iter().find(|(leaf, _)| *leaf == oid);
         found.map(|(_, column)| column.clone())
@@ -49,14 +53,31 @@ pub async fn of(connection: &mut PgConnection, root: Oid, age_column: &str) -> R
         let found = indexes.iter().find(|(leaf, _)| *leaf == oid);
         found.map(|(_, index)| index.clone())
     };
+    let row_bytes = |oid: Oid| {
+        let found = sizes.iter().find(|(leaf, _)| *leaf == oid);
+        found.map(|(_, bytes)| bytes.unsigned_abs())
+    };
     Ok(relations
         .into_iter()
         .map(|relation| Leaf {
             age_index: age_index(relation.oid),
             key: key(relation.oid),
+            row_bytes: row_bytes(relation.oid),
             relation,
         })
         .collect())
+}
+
+/// The bytes of an average row of each table that was analyzed, with what is stored out of line.
+async fn row_bytes(connection: &mut PgConnection, tables: &[Oid]) -> Result<Vec<(Oid, i64)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT c.oid, ((c.relpages::int8 + coalesce(t.relpages, 0)) * current_setting('block_size')::int8 / c.reltuples)::int8
+         FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_class t ON t.oid = c.reltoastrelid
+         WHERE c.oid = ANY($1) AND c.reltuples > 0",
+    )
+    .bind(tables)
+    .fetch_all(connection)
+    .await
 }
 
 /// For each table the smallest index that can walk it by age.
