@@ -1,18 +1,29 @@
 //! Many small batches must do what one naive statement would have done.
 
+use std::time::Duration;
+
 use pgreeve::job::{Job, Outcome};
 use pgreeve::jobs::retention::RetentionJob;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use sqlx::{AssertSqlSafe, Connection};
 
 use super::{count, events, ledger_rows};
 use crate::support::Database;
-use crate::support::context::{Setup, context};
+use crate::support::backups::until;
+use crate::support::context::{Setup, context, run};
 
 #[derive(Debug, Clone, Copy)]
 enum Layout {
+    /// With an index by age and no key.
     Indexed,
+    /// With a key that counts up.
     Keyed,
+    /// With a random key, and an index by age.
+    Random,
+    /// With a key of two columns.
+    Composite,
+    /// With neither key nor index that helps.
     Bare,
     Partitioned,
     Inherited,
@@ -38,6 +49,17 @@ struct Case {
     holds: Vec<usize>,
     /// Rows that others reference: by which action of the key, if there is one; and whether they stay.
     referenced: Option<&'static str>,
+    /// What runs before the last one meet.
+    troubles: Vec<Trouble>,
+}
+
+/// What keeps a run from its end.
+#[derive(Debug, Clone, Copy)]
+enum Trouble {
+    /// Its process is gone after so many milliseconds; the server's half ends when it notices.
+    Dies(u64),
+    /// Another session holds each so manieth row.
+    Locked(u32),
 }
 
 /// Holds: the table they are placed on, and their condition. One is null for most rows, one on a
@@ -52,6 +74,8 @@ fn cases() -> impl Strategy<Value = Case> {
     let layout = prop_oneof![
         Just(Layout::Indexed),
         Just(Layout::Keyed),
+        Just(Layout::Random),
+        Just(Layout::Composite),
         Just(Layout::Bare),
         Just(Layout::Partitioned),
         Just(Layout::Inherited),
@@ -72,11 +96,17 @@ fn cases() -> impl Strategy<Value = Case> {
         prop::sample::subsequence(vec![0, 1, 2], 0..=3),
         prop_oneof![Just(None), Just(Some("NO ACTION")), Just(Some("CASCADE"))],
     );
-    (layout, age, near, far, crowd, any::<bool>(), keeps).prop_map(
-        |(layout, age, near, far, crowd, predicate, (keep_latest, holds, referenced))| Case {
+    let trouble = prop_oneof![
+        (0_u64..80).prop_map(Trouble::Dies),
+        (2_u32..40).prop_map(Trouble::Locked)
+    ];
+    let troubles = prop_oneof![Just(Vec::new()), prop::collection::vec(trouble, 1..3)];
+    (layout, age, near, far, crowd, any::<bool>(), keeps, troubles).prop_map(
+        |(layout, age, near, far, crowd, predicate, (keep_latest, holds, referenced), troubles)| Case {
             layout,
             age,
-            near,
+            // A later run has a later cutoff, and the rows near the first one would all be due.
+            near: if troubles.is_empty() { near } else { Vec::new() },
             far,
             crowd,
             predicate,
@@ -87,7 +117,8 @@ fn cases() -> impl Strategy<Value = Case> {
                 .filter(|hold| *hold < 2 || matches!(layout, Layout::Partitioned))
                 .collect(),
             // Only a table with a unique key can be referenced.
-            referenced: referenced.filter(|_| matches!(layout, Layout::Indexed | Layout::Keyed | Layout::Bare)),
+            referenced: referenced.filter(|_| !matches!(layout, Layout::Partitioned | Layout::Inherited)),
+            troubles,
         },
     )
 }
@@ -102,6 +133,13 @@ fn setup(case: &Case) -> String {
         Layout::Keyed => {
             format!("CREATE TABLE events (id bigserial PRIMARY KEY, created_at {age}, processed boolean, user_id int);")
         }
+        Layout::Random => format!(
+            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int, key uuid PRIMARY KEY DEFAULT gen_random_uuid());
+             CREATE INDEX ON events (created_at, user_id);"
+        ),
+        Layout::Composite => format!(
+            "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int, part int NOT NULL DEFAULT 7, PRIMARY KEY (part, id));"
+        ),
         Layout::Bare => format!(
             "CREATE TABLE events (id bigserial, created_at {age}, processed boolean, user_id int);
              CREATE INDEX ON events (created_at) WHERE processed; CREATE INDEX ON events (id, created_at);"
@@ -140,7 +178,7 @@ fn setup(case: &Case) -> String {
         .iter()
         .map(|(hours, state)| {
             format!(
-                "({hours}, {})",
+                "({hours}, {}::boolean)",
                 state.map_or("NULL".to_owned(), |state| state.to_string())
             )
         })
@@ -176,8 +214,8 @@ fn place((table, condition): (&str, &str)) -> String {
     )
 }
 
-/// Why each row would stay, by one naive query; each old row is in one class at most.
-fn reference(case: &Case, constant: &str) -> String {
+/// Why each row would stay but for its age, by one naive query; each old row is in one class at most.
+fn reference(case: &Case) -> String {
     let or_false = |texts: Vec<String>| {
         if texts.is_empty() {
             "false".to_owned()
@@ -192,8 +230,7 @@ fn reference(case: &Case, constant: &str) -> String {
     });
     format!(
         "CREATE TABLE reference AS
-         SELECT id, created_at, processed, coalesce(created_at < {constant}, false) AS old,
-                {met} AND NOT newest AS met, coalesce({held}, false) AS held, {referenced} AS referenced
+         SELECT id, created_at, processed, {met} AND NOT newest AS met, coalesce({held}, false) AS held, {referenced} AS referenced
          FROM (SELECT *, tableoid, {keep_latest} AND row_number() OVER (
                    PARTITION BY user_id ORDER BY created_at DESC NULLS LAST, {key} tableoid DESC, ctid DESC) = 1 AS newest
                FROM events) AS events",
@@ -203,10 +240,10 @@ fn reference(case: &Case, constant: &str) -> String {
             "true"
         },
         keep_latest = case.keep_latest,
-        key = if matches!(case.layout, Layout::Keyed) {
-            "id DESC,"
-        } else {
-            ""
+        key = match case.layout {
+            Layout::Keyed | Layout::Composite => "id DESC,",
+            Layout::Random => "key DESC,",
+            _ => "",
         },
         held = or_false(held.collect()),
         referenced = if case.referenced.is_some() {
@@ -231,6 +268,14 @@ async fn check(database: &Database, case: &Case) {
         skip_if_referenced: case.referenced.is_some(),
         ..events()
     });
+    // With trouble ahead the reference is taken before; no row comes later then.
+    if !case.troubles.is_empty() {
+        database.execute(&reference(case)).await;
+    }
+    let mut before = count(database, "events").await;
+    for trouble in &case.troubles {
+        meet(database, &job, *trouble).await;
+    }
     let mut context = context(database, &job, &Setup::default()).await;
     let plan = job.plan(&mut context).await.unwrap();
     let cutoff = plan.intent()["cutoff"].as_str().unwrap().to_owned();
@@ -249,13 +294,16 @@ async fn check(database: &Database, case: &Case) {
         "timestamp" => format!("timestamptz '{cutoff}' AT TIME ZONE '{zone}'"),
         _ => format!("(timestamptz '{cutoff}' AT TIME ZONE '{zone}')::date"),
     };
+    if case.troubles.is_empty() {
+        before = count(database, "events").await;
+        database.execute(&reference(case)).await;
+    }
     database
         .execute(&format!(
-            "{}; CREATE TABLE kept AS SELECT id FROM reference WHERE NOT (old AND met AND NOT held AND NOT referenced)",
-            reference(case, &constant)
+            "ALTER TABLE reference ADD old boolean; UPDATE reference SET old = coalesce(created_at < {constant}, false);
+             CREATE TABLE kept AS SELECT id FROM reference WHERE NOT (old AND met AND NOT held AND NOT referenced)"
         ))
         .await;
-    let before = count(database, "events").await;
     let left = count(database, "kept").await;
     let exempt = count(database, "reference WHERE old AND NOT met").await;
     let held = count(database, "reference WHERE old AND met AND held").await;
@@ -266,13 +314,66 @@ async fn check(database: &Database, case: &Case) {
     assert_eq!(count(database, same).await, 0);
     assert_eq!(count(database, "events").await, left);
     assert_eq!(report.outcome, Outcome::Succeeded, "{report:?}");
-    assert_eq!(report.body["rows"].as_u64().unwrap(), before - left);
     assert_eq!(report.body["remaining"].as_u64().unwrap(), 0);
     assert_eq!(report.body["exempt"].as_u64().unwrap(), exempt);
     assert_eq!(report.body["held"].as_u64().unwrap(), held);
     assert_eq!(report.body["exempt_referenced"].as_u64().unwrap(), referenced);
-    assert_eq!(ledger_rows(database).await, before - left);
+    let gone = before - left;
+    assert_eq!(ledger_rows(database).await, gone);
+    if case.troubles.is_empty() {
+        assert_eq!(report.body["rows"].as_u64().unwrap(), gone);
+    }
     context.session.close().await;
+}
+
+/// One run that does not come to its end, or not to the end of its work.
+async fn meet(database: &Database, job: &RetentionJob, trouble: Trouble) {
+    let setup = Setup {
+        lock_timeout: Duration::from_millis(20),
+        ..Setup::default()
+    };
+    let mut context = context(database, job, &setup).await;
+    match trouble {
+        Trouble::Dies(after) => {
+            let pid = context.session.backend_pid();
+            let died = tokio::time::timeout(Duration::from_millis(after), run(job, &mut context)).await;
+            if let Ok(ended) = died {
+                assert_eq!(ended.unwrap().outcome, Outcome::Succeeded);
+            }
+            drop(context);
+            // What it had begun is over when the server has noticed.
+            until("the server has noticed", async || {
+                database
+                    .value(&format!(
+                        "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid})"
+                    ))
+                    .await
+            })
+            .await;
+        }
+        Trouble::Locked(each) => {
+            let mut holder = database.connect().await;
+            let mut holding = holder.begin().await.unwrap();
+            let sql = format!("SELECT id FROM events WHERE id % {each} = 0 FOR UPDATE");
+            let held: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+                .fetch_all(&mut *holding)
+                .await
+                .unwrap();
+            let report = run(job, &mut context).await.unwrap();
+            let locked = report.body["locked"].as_u64().unwrap();
+            let remaining = report.body["remaining"].as_u64().unwrap();
+            assert_eq!(report.outcome == Outcome::Succeeded, remaining == 0, "{report:?}");
+            assert!(locked >= remaining.min(1) && locked <= held.len() as u64, "{report:?}");
+            holding.rollback().await.unwrap();
+            let there: i64 = sqlx::query_scalar("SELECT count(*) FROM events WHERE id = ANY($1)")
+                .bind(&held)
+                .fetch_one(&mut holder)
+                .await
+                .unwrap();
+            assert_eq!(there.unsigned_abs(), held.len() as u64, "no held row went");
+            context.session.close().await;
+        }
+    }
 }
 
 #[test]

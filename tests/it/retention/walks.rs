@@ -268,3 +268,24 @@ async fn a_trigger_that_keeps_rows_is_found_by_the_verification() {
         (&17.into(), &3.into())
     );
 }
+
+#[tokio::test]
+async fn a_burst_among_evenly_spread_rows_is_deleted_with_them() {
+    let database = Database::create().await;
+    database
+        .execute(
+            "CREATE TABLE events (id int, created_at timestamptz);
+             INSERT INTO events SELECT n, timestamptz '2001-01-01' + n * interval '1 minute' FROM generate_series(1, 12000) n;
+             INSERT INTO events SELECT n, timestamptz '2001-01-06' + n * interval '1 millisecond' FROM generate_series(1, 30000) n;
+             INSERT INTO events SELECT n, timestamptz '2011-01-06' + n * interval '1 day' FROM generate_series(1, 300) n;
+             INSERT INTO events SELECT n, now() FROM generate_series(1, 10) n;
+             CREATE INDEX ON events (created_at); ANALYZE events",
+        )
+        .await;
+    let report = run_once(&database, &job()).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Succeeded);
+    assert_eq!(report.body["rows"], 42_300);
+    // Ends that are guessed neither creep through the gap of ten years nor tear the burst to pieces.
+    assert!(report.body["batches"].as_u64().unwrap() < 60, "{report:?}");
+    assert_eq!(count(&database, "events").await, 10);
+}
