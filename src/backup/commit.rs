@@ -2,7 +2,8 @@
 
 use sqlx::{Connection, PgConnection};
 
-use super::compress::Packing;
+use super::digest::Measure;
+use super::form::Form;
 use super::manifest::{self, Manifest, Object, Role};
 use super::pipeline::{Open, PipelineError, Stage};
 use crate::ledger::backups::{self, Ended};
@@ -10,34 +11,40 @@ use crate::ledger::leader::Fence;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
 
-/// The objects of an open dump, as the manifest lists them.
+/// The objects of an open archive, as the manifest lists them. `archive` is its name where there are
+/// several.
 #[must_use]
-pub fn objects(open: &Open, bytes_raw: u64, sha256_raw: &str) -> Vec<Object> {
+pub fn objects(open: &Open, role: Role, archive: Option<&str>, raw: &Measure) -> Vec<Object> {
     let last = open.objects().len().saturating_sub(1);
     let describe = |(index, object): (usize, &super::pipeline::OpenObject)| Object {
         key: object.key.to_string(),
-        role: Role::Data,
+        role,
+        archive: archive.map(str::to_owned),
         bytes: object.measure.bytes,
         sha256: object.measure.sha256.clone(),
         parts: object.parts,
-        bytes_raw: (index == last).then_some(bytes_raw),
-        sha256_raw: (index == last).then(|| sha256_raw.to_owned()),
+        bytes_raw: (index == last).then_some(raw.bytes),
+        sha256_raw: (index == last).then(|| raw.sha256.clone()),
     };
     open.objects().iter().enumerate().map(describe).collect()
 }
 
-/// Completes the objects and compares what the store says of every object of the manifest.
+/// Completes the objects of one archive.
+///
+/// # Errors
+/// When the store refuses.
+pub async fn complete(store: &dyn Store, open: &mut Open, form: &Form) -> Result<(), PipelineError> {
+    open.complete(store, form.content_type())
+        .await
+        .map_err(|error| PipelineError::store(Stage::Commit, error))
+}
+
+/// Compares what the store says of every object of the manifest.
 ///
 /// # Errors
 /// When the store refuses, or has another size than was sent.
-pub async fn complete(
-    store: &dyn Store,
-    open: &mut Open,
-    packing: Packing,
-    manifest: &Manifest,
-) -> Result<(), PipelineError> {
+pub async fn check(store: &dyn Store, manifest: &Manifest) -> Result<(), PipelineError> {
     let failed = |error| PipelineError::store(Stage::Commit, error);
-    open.complete(store, packing.content_type()).await.map_err(failed)?;
     for object in &manifest.objects {
         check_size(store, object).await.map_err(failed)?;
     }

@@ -1,14 +1,13 @@
 //! `pg_dump` and `pg_dumpall`, with the arguments a backup needs.
 
-use std::io::Write;
 use std::time::Duration;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use tokio::io::AsyncReadExt;
 use tokio::process::ChildStdout;
 
+use super::form::Format;
 use super::program::{Program, Programs, dbname_argument};
+use super::selection::Selection;
 use super::walker::{WalkError, Walked, Walker};
 use crate::postgres::connect::ConnectTarget;
 use crate::postgres::sqlstate::DatabaseError;
@@ -26,8 +25,34 @@ const GLOBALS_LIMIT: u64 = 64 * 1024 * 1024;
 /// How long `pg_dumpall` may take for the roles and tablespaces.
 const GLOBALS_TIME: Duration = Duration::from_mins(2);
 
-/// Starts `pg_dump -Fc -Z0`, under an exported snapshot if one is given. Never with
-/// `--enable-row-security`, which would leave out rows without a word.
+/// What is dumped.
+#[derive(Debug, Clone, Default)]
+pub struct Content {
+    /// What `pg_dump` writes.
+    pub format: Format,
+    /// Only the definitions.
+    pub schema_only: bool,
+    /// What is left out.
+    pub selection: Selection,
+    /// Whether the server is a standby, which cannot read unlogged tables.
+    pub on_standby: bool,
+}
+
+impl Content {
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = match self.format {
+            Format::Custom => vec!["--format=custom".to_owned(), "--compress=0".to_owned()],
+            Format::Plain => vec!["--format=plain".to_owned()],
+        };
+        arguments.extend(self.schema_only.then(|| "--schema-only".to_owned()));
+        arguments.extend(self.on_standby.then(|| "--no-unlogged-table-data".to_owned()));
+        arguments.extend_from_slice(self.selection.arguments());
+        arguments
+    }
+}
+
+/// Starts `pg_dump`, under an exported snapshot if one is given; `more` are further arguments. Never
+/// with `--enable-row-security`, which would leave out rows without a word.
 ///
 /// # Errors
 /// When it does not start.
@@ -36,13 +61,12 @@ pub fn start(
     target: &ConnectTarget,
     snapshot: Option<&str>,
     application_name: &str,
+    content: &Content,
+    more: &[String],
 ) -> Result<(Program, ChildStdout), DatabaseError> {
-    let mut arguments = vec![
-        "--format=custom".to_owned(),
-        "--compress=0".to_owned(),
-        LOCK_WAIT.to_owned(),
-        "--no-password".to_owned(),
-    ];
+    let mut arguments = content.arguments();
+    arguments.extend([LOCK_WAIT.to_owned(), "--no-password".to_owned()]);
+    arguments.extend_from_slice(more);
     arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
     let mut program = Program::start(&programs.pg_dump, arguments, target, application_name, false)?;
     let stdout = program
@@ -64,7 +88,7 @@ pub enum DumpError {
 
 /// Dumps a database through the walker and keeps only what the walker saw.
 pub async fn walk(programs: &Programs, target: &ConnectTarget, application_name: &str) -> Result<Walked, DumpError> {
-    let (mut program, mut stdout) = start(programs, target, None, application_name)?;
+    let (mut program, mut stdout) = start(programs, target, None, application_name, &Content::default(), &[])?;
     let mut walker = Walker::new();
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -84,16 +108,8 @@ pub async fn walk(programs: &Programs, target: &ConnectTarget, application_name:
     Ok(walker.finish()?)
 }
 
-/// The roles and tablespaces of the server as a gzipped script, without the roles' passwords.
-#[derive(Debug)]
-pub struct Globals {
-    /// The script.
-    pub script: Vec<u8>,
-    /// The script, gzipped.
-    pub stored: Vec<u8>,
-}
-
-/// Runs `pg_dumpall --globals-only --no-role-passwords`.
+/// Runs `pg_dumpall --globals-only --no-role-passwords`: the roles and tablespaces of the server as a
+/// script, without the roles' passwords.
 ///
 /// # Errors
 /// Says why there is no script.
@@ -101,7 +117,7 @@ pub async fn globals(
     programs: &Programs,
     target: &ConnectTarget,
     application_name: &str,
-) -> Result<Globals, DatabaseError> {
+) -> Result<Vec<u8>, DatabaseError> {
     tokio::time::timeout(GLOBALS_TIME, run_globals(programs, target, application_name))
         .await
         .unwrap_or_else(|_| {
@@ -116,7 +132,7 @@ async fn run_globals(
     programs: &Programs,
     target: &ConnectTarget,
     application_name: &str,
-) -> Result<Globals, DatabaseError> {
+) -> Result<Vec<u8>, DatabaseError> {
     let failed = |cause: String| DatabaseError::local(format!("pg_dumpall: {cause}"));
     let arguments = [
         "--globals-only".to_owned(),
@@ -140,10 +156,5 @@ async fn run_globals(
     if !ended.status.success() {
         return Err(failed(ended.cause()));
     }
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
-    let stored = encoder
-        .write_all(&script)
-        .and_then(|()| encoder.finish())
-        .map_err(|error| failed(error.to_string()))?;
-    Ok(Globals { script, stored })
+    Ok(script)
 }

@@ -18,9 +18,9 @@ pub async fn grants(connection: &mut PgConnection) -> Result<Vec<Grant>, JobErro
     let role = identifier(&about.role);
     let all = about.is_superuser;
     let reads = all
-        || (holds(check_schemas(connection, &about.role).await)?
-            && holds(check_tables(connection, &about.role).await)?);
-    let sees = all || holds(check_row_security(connection, &about.role, about.bypasses_rls).await)?;
+        || (holds(check_schemas(connection, &about.role, &[]).await)?
+            && holds(check_tables(connection, &about.role, &[]).await)?);
+    let sees = all || holds(check_row_security(connection, &about.role, about.bypasses_rls, &[]).await)?;
     let mut grants = vec![
         Grant::new(format!("GRANT pg_read_all_data TO {role}"), reads),
         Grant::new(format!("ALTER ROLE {role} BYPASSRLS"), sees),

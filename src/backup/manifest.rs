@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
 
+use super::compress::Packing;
+use super::form::Format;
 use super::snapshot::{Extension, Locale};
 use super::walker::{LargeObjects, TableDigest};
 use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
+use crate::values::ValueError;
 
 /// The version this program writes, and the newest it reads.
 pub const VERSION: u32 = 1;
@@ -61,13 +64,25 @@ pub struct Manifest {
     pub database_bytes: u64,
     /// How a new database must be made.
     pub locale: Locale,
-    /// `custom`.
-    pub format: String,
-    /// `1.14`, or `opaque` when this program does not know the archive's version; then no table was
-    /// counted.
+    /// What `pg_dump` wrote.
+    pub format: Format,
+    /// `1.14`, or `opaque` when this program does not know the archive's version, or the dump is a
+    /// script; then no table was counted.
     pub archive_version: String,
     /// `gzip:4`, `zstd:3` or `none`; several members or frames are one stream.
     pub compression: String,
+    /// The age recipients that all objects but this one are encrypted to; none, if they are not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub encrypted_to: Vec<String>,
+    /// Whether it is the definitions only, without rows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub schema_only: bool,
+    /// Tables that are left out: `schema.table`, `schema.*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+    /// Whether the dump was taken from a standby.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_standby: bool,
     /// All objects, in the order in which they are read.
     pub objects: Vec<Object>,
     /// The tables with data in the archive.
@@ -92,8 +107,10 @@ pub struct Manifest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// The dump, or a segment of it.
+    /// The dump, or a part of its rows, or a segment of these.
     Data,
+    /// The definitions, where the rows lie in archives of their own.
+    Schema,
     /// The server's roles and tablespaces.
     Globals,
 }
@@ -105,18 +122,44 @@ pub struct Object {
     pub key: String,
     /// What it holds.
     pub role: Role,
+    /// Which archive it belongs to, where there are several: the start of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<String>,
     /// Its size.
     pub bytes: u64,
     /// The SHA-256 of its bytes as stored.
     pub sha256: String,
     /// How many parts it was sent in; 0 for one piece.
     pub parts: u32,
-    /// The size, unpacked, of all objects of this role joined in their order: on the last of them.
+    /// The size, unpacked, of all objects of this archive joined in their order: on the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_raw: Option<u64>,
     /// The SHA-256 of the same, unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256_raw: Option<String>,
+}
+
+/// An archive: what one `pg_dump` wrote, in one object or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive<'a> {
+    /// What it holds.
+    pub role: Role,
+    /// Its objects, in the order in which they are joined; never none.
+    pub objects: Vec<&'a Object>,
+}
+
+impl Archive<'_> {
+    /// Its size, unpacked.
+    #[must_use]
+    pub fn bytes_raw(&self) -> u64 {
+        self.objects.last().and_then(|object| object.bytes_raw).unwrap_or(0)
+    }
+
+    /// Its SHA-256, unpacked.
+    #[must_use]
+    pub fn sha256_raw(&self) -> Option<&str> {
+        self.objects.last()?.sha256_raw.as_deref()
+    }
 }
 
 impl Manifest {
@@ -129,7 +172,33 @@ impl Manifest {
     /// The objects that hold the dump, in the order in which they are joined.
     #[must_use]
     pub fn data(&self) -> impl DoubleEndedIterator<Item = &Object> {
-        self.objects.iter().filter(|object| object.role == Role::Data)
+        self.objects.iter().filter(|object| object.role != Role::Globals)
+    }
+
+    /// The archives of the dump, in their order; one, unless it was made in parallel.
+    #[must_use]
+    pub fn archives(&self) -> Vec<Archive<'_>> {
+        let mut archives: Vec<Archive<'_>> = Vec::new();
+        for object in self.data() {
+            match archives.last_mut() {
+                Some(Archive { objects, .. }) if objects.iter().all(|other| other.archive == object.archive) => {
+                    objects.push(object);
+                }
+                _ => archives.push(Archive {
+                    role: object.role,
+                    objects: vec![object],
+                }),
+            }
+        }
+        archives
+    }
+
+    /// How the dump is packed.
+    ///
+    /// # Errors
+    /// When this program does not know that packing.
+    pub fn packing(&self) -> Result<Packing, String> {
+        self.compression.parse().map_err(|error: ValueError| error.problem)
     }
 
     /// The size of all objects together.
@@ -143,10 +212,9 @@ impl Manifest {
     /// The dump's size, unpacked.
     #[must_use]
     pub fn bytes_raw(&self) -> u64 {
-        self.data()
-            .filter_map(|object| object.bytes_raw)
-            .next_back()
-            .unwrap_or(0)
+        self.archives()
+            .iter()
+            .fold(0, |sum, archive| sum.saturating_add(archive.bytes_raw()))
     }
 
     /// How many rows all tables have.
@@ -242,12 +310,17 @@ mod tests {
                 provider: "libc".to_owned(),
                 provider_locale: None,
             },
-            format: "custom".to_owned(),
+            format: Format::Custom,
             archive_version: "1.14".to_owned(),
             compression: "gzip:4".to_owned(),
+            encrypted_to: Vec::new(),
+            schema_only: false,
+            left_out: Vec::new(),
+            from_standby: false,
             objects: vec![Object {
                 key: "churn_saver/nightly-backup/01JDQ0000000000000000000AB/data.dump.gz".to_owned(),
                 role: Role::Data,
+                archive: None,
                 bytes: 10,
                 sha256: "aa".to_owned(),
                 parts: 1,

@@ -111,13 +111,19 @@ impl Cutter {
         }
     }
 
+    /// Whether the next byte makes a part: then there are two in memory, this one and the next.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.filling.len() >= self.sizes.part_bytes
+    }
+
     /// Takes bytes off the front of `bytes`; answers with a part when one is full and more follows.
     /// To be called until `bytes` is empty.
     pub fn cut(&mut self, bytes: &mut &[u8]) -> Option<Cut> {
         if bytes.is_empty() {
             return None;
         }
-        let full = (self.filling.len() >= self.sizes.part_bytes).then(|| self.take(false));
+        let full = self.is_full().then(|| self.take(false));
         if self.filling.capacity() == 0 {
             self.filling = self.buffers.take(self.sizes.part_bytes);
         }

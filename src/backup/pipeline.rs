@@ -11,6 +11,7 @@ mod sender;
 mod stages;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -20,11 +21,11 @@ use self::part_writer::PartWriter;
 pub use self::sender::{Open, OpenObject};
 use self::sender::{PARTS_IN_FLIGHT, Sender};
 use self::stages::{Piece, WalkedStream};
-use super::compress::Packing;
 use super::digest::Measure;
+use super::form::Form;
 use super::parts::PartSizes;
 use super::program::{Messages, Program};
-use super::walker::Walked;
+use super::walker::{Inspector, Walked};
 use crate::job::Progress;
 use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
 
@@ -107,16 +108,19 @@ pub struct Job {
     pub store: Arc<dyn Store>,
     /// The prefix of their keys.
     pub prefix: String,
-    /// How they are packed.
-    pub packing: Packing,
-    /// By how many threads.
-    pub threads: u32,
+    /// What their names start with after it.
+    pub stem: String,
+    /// How they are stored.
+    pub form: Form,
     /// How they are cut.
     pub sizes: PartSizes,
-    /// Who is told how far it is.
-    pub progress: Progress,
-    /// How many bytes there will be, about.
-    pub expected_bytes: Option<u64>,
+    /// Whether a dump smaller than a part is held back and stored in one piece. Of several dumps none
+    /// is: each would hold a part in memory to the end.
+    pub whole: bool,
+    /// The right to hold a part in memory; shared by all dumps of a backup.
+    pub slots: Slots,
+    /// How far all dumps of the backup are.
+    pub moved: Moved,
     /// Cancelled when it should stop.
     pub stop: CancellationToken,
 }
@@ -124,11 +128,45 @@ pub struct Job {
 impl Job {
     /// The key of a segment, from 1.
     fn key(&self, segment: u32) -> Result<ObjectKey, StoreError> {
-        let suffix = self.packing.suffix();
+        let (prefix, stem, suffix) = (&self.prefix, &self.stem, self.form.dump_suffix());
         ObjectKey::new(match segment {
-            1 => format!("{}/data.dump{suffix}", self.prefix),
-            _ => format!("{}/data-{segment:04}.dump{suffix}", self.prefix),
+            1 => format!("{prefix}/{stem}{suffix}"),
+            _ => format!("{prefix}/{stem}-{segment:04}{suffix}"),
         })
+    }
+}
+
+/// The right to hold a part in memory beside the one that each dump fills.
+#[derive(Debug, Clone)]
+pub struct Slots(Arc<Semaphore>);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(PARTS_IN_FLIGHT)))
+    }
+}
+
+/// How many bytes all dumps of a backup have written, and who is told.
+#[derive(Debug, Clone)]
+pub struct Moved {
+    bytes: Arc<AtomicU64>,
+    progress: Progress,
+}
+
+impl Moved {
+    /// None yet.
+    #[must_use]
+    pub fn new(progress: Progress) -> Self {
+        Self {
+            bytes: Arc::default(),
+            progress,
+        }
+    }
+
+    fn add(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        let sum = self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        self.progress.set("bytes", sum, None);
     }
 }
 
@@ -172,19 +210,17 @@ pub async fn run(job: Job, program: Program, stdout: tokio::process::ChildStdout
     let (to_walk, from_dump) = mpsc::channel::<Piece>(QUEUE);
     let (to_pack, from_walk) = mpsc::channel::<Piece>(QUEUE);
     let (to_send, from_pack) = mpsc::channel(PARTS_IN_FLIGHT);
-    let slots = Arc::new(Semaphore::new(PARTS_IN_FLIGHT));
 
     let read = tokio::spawn(stages::read(program, stdout, to_walk, verdict.clone()));
-    let progress = (job.progress.clone(), job.expected_bytes);
     let walk = stages::thread("pgreeve-walk", {
-        let verdict = verdict.clone();
-        move || stages::walk(from_dump, &to_pack, &progress, &verdict)
+        let (verdict, moved, format) = (verdict.clone(), job.moved.clone(), job.form.format);
+        move || stages::walk(from_dump, &to_pack, Inspector::new(format), &moved, &verdict)
     });
     let pack = stages::thread("pgreeve-pack", {
         let verdict = verdict.clone();
-        let (packing, threads) = (job.packing, job.threads);
-        let parts = PartWriter::new(job.sizes, to_send, slots);
-        move || stages::pack(from_walk, parts, packing, threads, &verdict)
+        let form = job.form.clone();
+        let parts = PartWriter::new(job.sizes, to_send, Arc::clone(&job.slots.0));
+        move || stages::pack(from_walk, parts, &form, &verdict)
     });
     let stop = job.stop.clone();
     let send = tokio::spawn(Sender::new(job, verdict.clone()).run(from_pack));

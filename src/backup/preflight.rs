@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sqlx::{PgConnection, Row};
 
+use super::dump::Content;
 use super::program::{self, Programs, Version};
 use crate::job::JobError;
 use crate::postgres::quote;
@@ -28,16 +29,19 @@ pub struct Ready {
 }
 
 /// The application's relations: not those of the system, nor those an extension brings along.
-const RELATIONS: &str = "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+pub(super) const RELATIONS: &str = "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
        AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
                        AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// Of the relations, those that are not left out.
+const KEPT: &str = "c.oid <> ALL (SELECT pg_catalog.unnest($1::int8[])::oid)";
 
 /// Checks all that would make a dump fail late or, worse, be incomplete.
 ///
 /// # Errors
 /// A refusal names what is missing and the statement that grants it.
-pub async fn check(connection: &mut PgConnection, programs: &Programs) -> Result<Ready, JobError> {
+pub async fn check(connection: &mut PgConnection, programs: &Programs, content: &Content) -> Result<Ready, JobError> {
     let failed = |error: DatabaseError| JobError::database("check the rights of the backup's role", &error);
     let client = program::version(&programs.pg_dump)
         .await
@@ -46,19 +50,22 @@ pub async fn check(connection: &mut PgConnection, programs: &Programs) -> Result
     if let Some(refusal) = older_client(&client, &about.server, &programs.pg_dump) {
         return Err(refusal);
     }
-    if about.is_standby {
-        return Err(JobError::refused(
-            "export a snapshot",
-            "the server is a standby",
-            "run the backup against the primary",
-        ));
-    }
+    check_place(&about, content)?;
+    let left_out = content.selection.oids();
     if !about.is_superuser {
-        check_schemas(connection, &about.role).await?;
-        check_tables(connection, &about.role).await?;
-        check_row_security(connection, &about.role, about.bypasses_rls).await?;
-        check_large_objects(connection, &about.role).await?;
+        check_schemas(connection, &about.role, left_out).await?;
+        check_tables(connection, &about.role, left_out).await?;
+        check_row_security(connection, &about.role, about.bypasses_rls, left_out).await?;
+        if !content.schema_only {
+            check_large_objects(connection, &about.role).await?;
+        }
     }
+    let unlogged = (content.on_standby && about.unlogged > 0).then(|| {
+        format!(
+            "{} unlogged tables are dumped without rows: a standby does not have them",
+            about.unlogged
+        )
+    });
     let warnings = (about.tables >= about.lock_slots)
         .then(|| {
             format!(
@@ -67,6 +74,7 @@ pub async fn check(connection: &mut PgConnection, programs: &Programs) -> Result
             )
         })
         .into_iter()
+        .chain(unlogged)
         .collect();
     Ok(Ready {
         client,
@@ -85,6 +93,7 @@ pub(super) struct Facts {
     pub(super) bypasses_rls: bool,
     is_standby: bool,
     tables: u64,
+    unlogged: u64,
     lock_slots: u64,
     database_bytes: u64,
 }
@@ -96,6 +105,7 @@ pub(super) async fn facts(connection: &mut PgConnection) -> Result<Facts, Databa
                 r.rolname::text AS role, r.rolsuper, r.rolbypassrls,
                 pg_catalog.pg_is_in_recovery() AS standby,
                 (SELECT count(*) FROM {RELATIONS} AND c.relkind IN ('r', 'p')) AS tables,
+                (SELECT count(*) FROM {RELATIONS} AND c.relkind = 'r' AND c.relpersistence = 'u') AS unlogged,
                 pg_catalog.current_setting('max_locks_per_transaction')::bigint
                     * (pg_catalog.current_setting('max_connections')::bigint
                        + pg_catalog.current_setting('max_prepared_transactions')::bigint) AS slots,
@@ -114,9 +124,27 @@ pub(super) async fn facts(connection: &mut PgConnection) -> Result<Facts, Databa
         bypasses_rls: row.try_get("rolbypassrls")?,
         is_standby: row.try_get("standby")?,
         tables: row.try_get::<i64, _>("tables")?.unsigned_abs(),
+        unlogged: row.try_get::<i64, _>("unlogged")?.unsigned_abs(),
         lock_slots: row.try_get::<i64, _>("slots")?.unsigned_abs(),
         database_bytes: row.try_get::<i64, _>("bytes")?.unsigned_abs(),
     })
+}
+
+/// A backup is taken from the primary, unless a standby is named; then from a standby.
+fn check_place(about: &Facts, content: &Content) -> Result<(), JobError> {
+    match (about.is_standby, content.on_standby) {
+        (true, false) => Err(JobError::refused(
+            "export a snapshot",
+            "the server is a standby",
+            "run the backup against the primary, or name this server in `standby`",
+        )),
+        (false, true) => Err(JobError::refused(
+            "export a snapshot",
+            "the server that `standby` names is not one: it may have been promoted",
+            "name a server that follows the primary, or leave out `standby`",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn older_client(client: &Version, server: &Version, pg_dump: &Path) -> Option<JobError> {
@@ -135,20 +163,23 @@ fn older_client(client: &Version, server: &Version, pg_dump: &Path) -> Option<Jo
     ))
 }
 
-async fn names(connection: &mut PgConnection, sql: String) -> Result<Vec<String>, JobError> {
+/// Answers a question about the relations that are not left out, which are `$1`.
+async fn names(connection: &mut PgConnection, sql: String, left_out: &[i64]) -> Result<Vec<String>, JobError> {
     sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .bind(left_out)
         .fetch_all(connection)
         .await
         .map_err(|error| JobError::database("check the rights of the backup's role", &error.into()))
 }
 
-pub(super) async fn check_schemas(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
+pub(super) async fn check_schemas(connection: &mut PgConnection, role: &str, left_out: &[i64]) -> Result<(), JobError> {
     let closed = names(
         connection,
         format!(
             "SELECT DISTINCT pg_catalog.quote_ident(n.nspname) FROM {RELATIONS}
-               AND c.relkind IN ('r', 'p', 'S') AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE') ORDER BY 1"
+               AND c.relkind IN ('r', 'p', 'S') AND {KEPT} AND NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE') ORDER BY 1"
         ),
+        left_out,
     )
     .await?;
     refusal(&closed, |names| {
@@ -160,16 +191,17 @@ pub(super) async fn check_schemas(connection: &mut PgConnection, role: &str) -> 
     .map_or(Ok(()), Err)
 }
 
-pub(super) async fn check_tables(connection: &mut PgConnection, role: &str) -> Result<(), JobError> {
+pub(super) async fn check_tables(connection: &mut PgConnection, role: &str, left_out: &[i64]) -> Result<(), JobError> {
     let unreadable = names(
         connection,
         format!(
             "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM {RELATIONS}
                AND CASE WHEN c.relkind = 'S' THEN NOT pg_catalog.has_sequence_privilege(c.oid, 'SELECT')
                         WHEN c.relkind IN ('r', 'p') THEN NOT pg_catalog.has_table_privilege(c.oid, 'SELECT')
-                        ELSE false END
+                        ELSE false END AND {KEPT}
              ORDER BY 1"
         ),
+        left_out,
     )
     .await?;
     refusal(&unreadable, |names| {
@@ -185,6 +217,7 @@ pub(super) async fn check_row_security(
     connection: &mut PgConnection,
     role: &str,
     bypasses: bool,
+    left_out: &[i64],
 ) -> Result<(), JobError> {
     if bypasses {
         return Ok(());
@@ -193,8 +226,9 @@ pub(super) async fn check_row_security(
         connection,
         format!(
             "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM {RELATIONS}
-               AND c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid) ORDER BY 1"
+               AND c.relkind IN ('r', 'p') AND {KEPT} AND pg_catalog.row_security_active(c.oid) ORDER BY 1"
         ),
+        left_out,
     )
     .await?;
     refusal(&filtered, |names| {
@@ -211,12 +245,13 @@ pub(super) async fn check_large_objects(connection: &mut PgConnection, role: &st
     let unreadable = names(
         connection,
         "SELECT l.oid::text FROM pg_catalog.pg_largeobject_metadata l
-         WHERE NOT pg_catalog.pg_has_role(l.lomowner, 'USAGE')
+         WHERE $1::int8[] IS NOT NULL AND NOT pg_catalog.pg_has_role(l.lomowner, 'USAGE')
            AND pg_catalog.current_setting('lo_compat_privileges') <> 'on'
            AND NOT EXISTS (SELECT 1 FROM pg_catalog.aclexplode(l.lomacl) a WHERE a.privilege_type = 'SELECT'
                            AND (a.grantee = 0 OR pg_catalog.pg_has_role(a.grantee, 'USAGE')))
          ORDER BY l.oid LIMIT 1000"
             .to_owned(),
+        &[],
     )
     .await?;
     refusal(&unreadable, |names| {

@@ -1,7 +1,9 @@
 //! Reads a backup's dump out of its store, unpacked, and compares every byte with the manifest.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use flate2::read::MultiGzDecoder;
@@ -12,11 +14,12 @@ use tokio_util::bytes::{Buf, Bytes, BytesMut};
 use super::compress::Packing;
 use super::digest::{Measure, Meter};
 use super::dump::CHUNK;
-use super::manifest::{Manifest, OPAQUE, Object};
-use super::walker::{Walked, Walker};
+use super::form::Format;
+use super::manifest::{Archive, Manifest, OPAQUE, Object};
+use super::seal::{Identities, UnsealError};
+use super::walker::{Inspector, LargeObjects, TableDigest, WalkError, Walked};
 use crate::job::Progress;
 use crate::store::{ObjectKey, Store, StoreError};
-use crate::values::ValueError;
 
 /// How many pieces wait between two steps.
 const QUEUE: usize = 8;
@@ -30,70 +33,184 @@ pub enum ReadError {
     /// What the store gives is not what was stored.
     #[error("{0}")]
     Damaged(String),
+    /// It is encrypted, and no identity that opens it was given. It may be whole.
+    #[error("{0}")]
+    Sealed(String),
+    /// This host cannot do it: it says nothing of the backup.
+    #[error("{0}")]
+    Local(String),
 }
 
-/// Reads the whole dump. Its unpacked pieces go to `sink`, if there is one; a sink that is closed is
-/// not an error, reading goes on. Only after `Ok` is it known that what went there was right.
+/// Where what is unpacked goes.
+pub enum Sink {
+    /// Nowhere.
+    Nowhere,
+    /// To somebody who takes pieces; one who is gone is not an error, reading goes on.
+    Pieces(mpsc::Sender<Bytes>),
+    /// Into a file.
+    File(File),
+    /// To somebody, and up to the end of the table of contents into a file too.
+    PiecesAndContents(mpsc::Sender<Bytes>, File),
+}
+
+impl Sink {
+    /// Passes a piece on. `contents`: it is not only rows.
+    fn take(&mut self, piece: &[u8], contents: bool) -> io::Result<()> {
+        let is_file = matches!(self, Self::File(_));
+        if let Self::File(file) | Self::PiecesAndContents(_, file) = self
+            && (contents || is_file)
+        {
+            file.write_all(piece)?;
+        }
+        if let Self::Pieces(next) | Self::PiecesAndContents(next, _) = self
+            && next.blocking_send(Bytes::copy_from_slice(piece)).is_err()
+        {
+            *self = Self::Nowhere;
+        }
+        Ok(())
+    }
+}
+
+/// The reading of one backup. Several of its archives may be read at the same time.
+pub struct Reading<'a> {
+    store: &'a Arc<dyn Store>,
+    manifest: &'a Manifest,
+    progress: &'a Progress,
+    identities: Option<&'a Identities>,
+    total: u64,
+    read: AtomicU64,
+}
+
+/// Reads the whole dump.
 ///
 /// # Errors
-/// When the store does not give it, or any size or digest differs from the manifest's.
+/// When the store does not give it, any size or digest differs from the manifest's, or it is
+/// encrypted and `identities` do not open it.
 pub async fn read(
     store: Arc<dyn Store>,
     manifest: &Manifest,
     progress: Progress,
-    sink: Option<mpsc::Sender<Bytes>>,
+    identities: Option<&Identities>,
 ) -> Result<(), ReadError> {
-    let (pieces, packed) = mpsc::channel(QUEUE);
-    let packing: Packing = manifest
-        .compression
-        .parse()
-        .map_err(|error: ValueError| ReadError::Damaged(format!("the manifest: {}", error.problem)))?;
-    let (done, unpacked) = oneshot::channel();
-    thread::Builder::new()
-        .name("pgreeve-unpack".to_owned())
-        .spawn(move || {
-            let source = Pieces {
-                from: packed,
-                current: Bytes::new(),
-                ended: false,
-            };
-            let result = match packing {
-                Packing::Gzip(_) => unpack(MultiGzDecoder::new(source), sink),
-                Packing::Zstd(_) => zstd::Decoder::new(source).and_then(|source| unpack(source, sink)),
-                Packing::None => unpack(source, sink),
-            };
-            // The receiver is gone only when nobody waits any more.
-            let _ = done.send(result);
-        })
-        .map_err(|error| ReadError::Damaged(format!("start a thread: {error}")))?;
-    let fetched = fetch(store.as_ref(), manifest, &progress, &pieces).await;
-    // An error ends the pieces without their end, which the unpacker sees as a broken stream.
-    if fetched.is_ok() {
-        // The unpacker is gone only if it failed, and says so below.
-        let _ = pieces.send(None).await;
+    let reading = Reading::new(&store, manifest, &progress, identities);
+    let mut walked = Vec::new();
+    for archive in manifest.archives() {
+        walked.push(reading.archive(&archive, Sink::Nowhere).await?);
     }
-    drop(pieces);
-    let unpacked = unpacked
-        .await
-        .unwrap_or_else(|_| Err(io::Error::other("the unpacking thread ended early")));
-    fetched?;
-    let (raw, walked) =
-        unpacked.map_err(|error| ReadError::Damaged(format!("the dump cannot be unpacked: {error}")))?;
-    compare(manifest, &raw, &walked)
+    reading.compare(&walked)
 }
 
-async fn fetch(
-    store: &dyn Store,
-    manifest: &Manifest,
-    progress: &Progress,
-    pieces: &mpsc::Sender<Option<Bytes>>,
-) -> Result<(), ReadError> {
-    let total = manifest.data().map(|object| object.bytes).sum();
-    let mut read = 0_u64;
-    for object in manifest.data() {
+/// Reads every byte of all objects as they are stored, and compares their digests: what can be known
+/// of an encrypted backup without an identity.
+///
+/// # Errors
+/// When the store does not give an object, or its size or digest differs from the manifest's.
+pub async fn read_stored(store: Arc<dyn Store>, manifest: &Manifest, progress: Progress) -> Result<(), ReadError> {
+    let reading = Reading {
+        total: manifest.bytes(),
+        ..Reading::new(&store, manifest, &progress, None)
+    };
+    for object in &manifest.objects {
+        reading.object(object, None).await?;
+    }
+    Ok(())
+}
+
+impl<'a> Reading<'a> {
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(
+        store: &'a Arc<dyn Store>,
+        manifest: &'a Manifest,
+        progress: &'a Progress,
+        identities: Option<&'a Identities>,
+    ) -> Self {
+        Self {
+            store,
+            manifest,
+            progress,
+            identities,
+            total: manifest.data().map(|object| object.bytes).sum(),
+            read: AtomicU64::new(0),
+        }
+    }
+
+    /// Reads one archive. Only after `Ok` is it known that what went to `sink` was right.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub async fn archive(&self, archive: &Archive<'_>, sink: Sink) -> Result<Walked, ReadError> {
+        let unpacking = Unpacking {
+            packing: self
+                .manifest
+                .packing()
+                .map_err(|problem| ReadError::Damaged(format!("the manifest: {problem}")))?,
+            format: self.manifest.format,
+            identities: self.identities()?,
+        };
+        let (pieces, packed) = mpsc::channel(QUEUE);
+        let (done, unpacked) = oneshot::channel();
+        thread::Builder::new()
+            .name("pgreeve-unpack".to_owned())
+            .spawn(move || {
+                let source = Pieces {
+                    from: packed,
+                    current: Bytes::new(),
+                    ended: false,
+                };
+                // The receiver is gone only when nobody waits any more.
+                let _ = done.send(unpacking.run(source, sink));
+            })
+            .map_err(|error| ReadError::Local(format!("start a thread: {error}")))?;
+        let gone = |_| Err(ReadError::Local("the unpacking thread ended early".to_owned()));
+        let fetch = self.fetch(archive, pieces);
+        tokio::pin!(fetch, unpacked);
+        let (fetched, unpacked) = tokio::select! {
+            fetched = &mut fetch => (fetched, unpacked.await.unwrap_or_else(gone)),
+            unpacked = &mut unpacked => match unpacked.unwrap_or_else(gone) {
+                // The rest is not worth reading: it would not be found damaged.
+                Err(error @ (ReadError::Sealed(_) | ReadError::Local(_))) => return Err(error),
+                unpacked => (fetch.await, unpacked),
+            },
+        };
+        // Which object is damaged is known from what is stored.
+        fetched?;
+        let (raw, walked) = unpacked?;
+        if raw.bytes != archive.bytes_raw() || Some(raw.sha256.as_str()) != archive.sha256_raw() {
+            return Err(ReadError::Damaged(
+                "the unpacked dump is another one than the manifest says".to_owned(),
+            ));
+        }
+        Ok(walked)
+    }
+
+    fn identities(&self) -> Result<Option<Identities>, ReadError> {
+        match (self.manifest.encrypted_to.as_slice(), self.identities) {
+            ([], _) => Ok(None),
+            (_, Some(identities)) => Ok(Some(identities.clone())),
+            (recipients, None) => Err(ReadError::Sealed(format!(
+                "it is encrypted to {}: give the identity of one of them with --identity FILE",
+                recipients.join(", ")
+            ))),
+        }
+    }
+
+    /// Reads all objects of an archive to their ends, also when nobody takes the pieces any more:
+    /// what could not be unpacked is named by its object.
+    async fn fetch(&self, archive: &Archive<'_>, pieces: mpsc::Sender<Option<Bytes>>) -> Result<(), ReadError> {
+        for object in &archive.objects {
+            self.object(object, Some(&pieces)).await?;
+        }
+        // An error ends the pieces without their end, which the unpacker sees as a broken stream.
+        let _ = pieces.send(None).await;
+        Ok(())
+    }
+
+    async fn object(&self, object: &Object, pieces: Option<&mpsc::Sender<Option<Bytes>>>) -> Result<(), ReadError> {
         let key = ObjectKey::new(object.key.as_str())?;
-        let mut source = store.open(&key).await?;
+        let mut source = self.store.open(&key).await?;
         let mut meter = Meter::new();
+        let mut pieces = pieces;
         loop {
             let mut piece = BytesMut::with_capacity(CHUNK);
             let length = source
@@ -104,16 +221,39 @@ async fn fetch(
                 break;
             }
             meter.update(&piece);
-            read = read.saturating_add(length as u64);
-            progress.set("bytes", read, Some(total));
-            if pieces.send(Some(piece.freeze())).await.is_err() {
-                // The unpacker failed, and says so.
-                return Ok(());
+            let read = self.read.fetch_add(length as u64, Ordering::Relaxed);
+            self.progress
+                .set("bytes", read.saturating_add(length as u64), Some(self.total));
+            if let Some(next) = pieces
+                && next.send(Some(piece.freeze())).await.is_err()
+            {
+                pieces = None;
             }
         }
-        check_stored(object, &meter.finish())?;
+        check_stored(object, &meter.finish())
     }
-    Ok(())
+
+    /// Compares what all archives held with the manifest.
+    ///
+    /// # Errors
+    /// When the manifest says otherwise.
+    pub fn compare(&self, walked: &[Walked]) -> Result<(), ReadError> {
+        if self.manifest.archive_version == OPAQUE {
+            return Ok(());
+        }
+        let mut tables: Vec<&TableDigest> = Vec::new();
+        let mut large_objects = LargeObjects::default();
+        for contents in walked.iter().filter_map(|walked| walked.contents.as_ref()) {
+            tables.extend(&contents.tables);
+            large_objects = large_objects.and(contents.large_objects);
+        }
+        if tables.into_iter().eq(&self.manifest.tables) && large_objects == self.manifest.large_objects {
+            return Ok(());
+        }
+        Err(ReadError::Damaged(
+            "the dump holds other tables than the manifest says".to_owned(),
+        ))
+    }
 }
 
 fn check_stored(object: &Object, stored: &Measure) -> Result<(), ReadError> {
@@ -156,43 +296,57 @@ impl Read for Pieces {
     }
 }
 
-fn unpack(mut source: impl Read, sink: Option<mpsc::Sender<Bytes>>) -> io::Result<(Measure, Walked)> {
-    let mut sink = sink;
-    let mut walker = Walker::new();
-    let mut raw = Meter::new();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        let length = source.read(&mut buffer)?;
-        let piece = buffer.get(..length).unwrap_or_default();
-        if piece.is_empty() {
-            break;
-        }
-        raw.update(piece);
-        walker.feed(piece).map_err(io::Error::other)?;
-        if let Some(next) = &sink
-            && next.blocking_send(Bytes::copy_from_slice(piece)).is_err()
-        {
-            sink = None;
-        }
-    }
-    let archive = walker.finish().map_err(io::Error::other)?;
-    Ok((raw.finish(), archive))
+struct Unpacking {
+    packing: Packing,
+    format: Format,
+    identities: Option<Identities>,
 }
 
-fn compare(manifest: &Manifest, raw: &Measure, walked: &Walked) -> Result<(), ReadError> {
-    let damaged = |what: &str| Err(ReadError::Damaged(format!("{what} than the manifest says")));
-    let wanted = manifest
-        .data()
-        .filter_map(|object| object.sha256_raw.as_ref())
-        .next_back();
-    if raw.bytes != manifest.bytes_raw() || Some(&raw.sha256) != wanted {
-        return damaged("the unpacked dump is another one");
-    }
-    match &walked.contents {
-        _ if manifest.archive_version == OPAQUE => Ok(()),
-        Some(contents) if contents.tables == manifest.tables && contents.large_objects == manifest.large_objects => {
-            Ok(())
+impl Unpacking {
+    fn run(&self, source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
+        match &self.identities {
+            None => self.unpack(source, sink),
+            Some(identities) => match identities.open(source) {
+                Ok(source) => self.unpack(source, sink),
+                Err(UnsealError::Stranger) => Err(ReadError::Sealed(UnsealError::Stranger.to_string())),
+                Err(UnsealError::Damaged(problem)) => Err(damaged(io::Error::other(problem))),
+            },
         }
-        _ => damaged("the dump holds other tables"),
     }
+
+    fn unpack(&self, source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
+        match self.packing {
+            Packing::Gzip(_) => self.walk(MultiGzDecoder::new(source), sink),
+            Packing::Zstd(_) => self.walk(zstd::Decoder::new(source).map_err(damaged)?, sink),
+            Packing::None => self.walk(source, sink),
+        }
+    }
+
+    fn walk(&self, mut source: impl Read, mut sink: Sink) -> Result<(Measure, Walked), ReadError> {
+        let walked = |error: WalkError| damaged(io::Error::other(error));
+        let mut inspector = Inspector::new(self.format);
+        let mut raw = Meter::new();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let length = match source.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                length => length.map_err(damaged)?,
+            };
+            let piece = buffer.get(..length).unwrap_or_default();
+            if piece.is_empty() {
+                break;
+            }
+            let contents = !inspector.is_past_contents();
+            raw.update(piece);
+            inspector.feed(piece).map_err(walked)?;
+            sink.take(piece, contents)
+                .map_err(|error| ReadError::Local(format!("write the unpacked dump: {error}")))?;
+        }
+        Ok((raw.finish(), inspector.finish().map_err(walked)?))
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` passes")]
+fn damaged(error: io::Error) -> ReadError {
+    ReadError::Damaged(format!("the dump cannot be unpacked: {error}"))
 }

@@ -1,29 +1,26 @@
 //! Restores a backup into a database that does not exist yet. Whatever goes wrong, the new database
 //! is dropped again; nothing else is touched.
 
+mod fill;
+mod roles;
+mod spool;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tokio::io::AsyncWriteExt;
-use tokio::process::ChildStdin;
-use tokio::sync::mpsc;
-use tokio_util::bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use super::form::Format;
 use super::manifest::Manifest;
-use super::program::{self, Program, Programs, dbname_argument};
-use super::read;
+use super::program::{self, Programs};
+use super::seal::Identities;
 use super::snapshot::Locale;
 use crate::job::{JobError, Progress};
 use crate::postgres::connect::ConnectTarget;
 use crate::postgres::quote;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::Store;
-
-/// Up to how many entries a restore is one transaction: each may need a lock until the end, and a
-/// server has room for a few thousand.
-const ONE_TRANSACTION: u64 = 2000;
 
 /// A restore.
 pub struct Restore<'a> {
@@ -39,6 +36,13 @@ pub struct Restore<'a> {
     pub into: &'a str,
     /// Whether owners and grants are left out, so that no role need exist.
     pub no_owner: bool,
+    /// Whether roles that the server lacks are created from the backup, without passwords.
+    pub create_roles: bool,
+    /// How many processes build indexes and check constraints, and load rows if the backup was made in
+    /// parallel.
+    pub jobs: u32,
+    /// What opens an encrypted backup.
+    pub identities: Option<Identities>,
     /// Who is told how far it is.
     pub progress: Progress,
     /// Cancelled when it should stop.
@@ -73,13 +77,9 @@ pub async fn restore(request: Restore<'_>) -> Result<Restored, JobError> {
         .await
         .map_err(|error| JobError::database(operation.as_str(), &error))?;
     check(&request, &mut admin, &operation).await?;
-    create(&request, &mut admin)
+    let mut created = create(&request)
         .await
         .map_err(|error| JobError::database(format!("create the database {}", request.into), &error))?;
-    let mut created = Created {
-        admin: request.admin.clone(),
-        name: Some(request.into.to_owned()),
-    };
     let filled = tokio::select! {
         biased;
         () = request.stop.cancelled() => Err(JobError::cancelled(operation.as_str())),
@@ -177,6 +177,16 @@ async fn check(request: &Restore<'_>, admin: &mut PgConnection, operation: &str)
             ),
         ));
     }
+    if !request.manifest.encrypted_to.is_empty() && request.identities.is_none() {
+        return Err(JobError::refused(
+            operation,
+            format!(
+                "it is encrypted to {}, and no identity was given",
+                request.manifest.encrypted_to.join(", ")
+            ),
+            "give the file of one of their identities with --identity",
+        ));
+    }
     let client = program::version(&request.programs.pg_restore)
         .await
         .map_err(|error| JobError::refused(operation, error.to_string(), "install postgresql-client"))?;
@@ -191,43 +201,72 @@ async fn check(request: &Restore<'_>, admin: &mut PgConnection, operation: &str)
             format!("install postgresql-client-{} or later", dumped_by.unwrap_or_default()),
         ));
     }
+    if request.no_owner && request.manifest.format == Format::Plain {
+        return Err(JobError::refused(
+            operation,
+            "the backup is a script, which sets its owners itself",
+            "restore it with --create-roles",
+        ));
+    }
     if request.no_owner {
         return Ok(());
     }
-    let wanted: Vec<&str> = request.manifest.roles.iter().map(String::as_str).collect();
-    let missing: Vec<String> = sqlx::query_scalar(
-        "SELECT wanted FROM pg_catalog.unnest($1::text[]) AS wanted
-         WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = wanted) ORDER BY wanted",
-    )
-    .bind(&wanted)
-    .fetch_all(admin)
-    .await
-    .map_err(failed)?;
+    let missing = missing_roles(request, admin).await.map_err(failed)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if request.create_roles {
+        roles::create(request, admin, &missing, operation).await?;
+    }
+    let missing = missing_roles(request, admin).await.map_err(failed)?;
     if missing.is_empty() {
         return Ok(());
     }
     Err(JobError::refused(
         operation,
         format!("the server lacks the roles {}", missing.join(", ")),
-        "create them (globals.sql.gz of the backup does), or restore with --no-owner",
+        "restore with --create-roles, create them yourself, or restore with --no-owner",
     ))
+}
+
+async fn missing_roles(request: &Restore<'_>, admin: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let wanted: Vec<&str> = request.manifest.roles.iter().map(String::as_str).collect();
+    sqlx::query_scalar(
+        "SELECT wanted FROM pg_catalog.unnest($1::text[]) AS wanted
+         WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = wanted) ORDER BY wanted",
+    )
+    .bind(&wanted)
+    .fetch_all(admin)
+    .await
 }
 
 fn major(version: &str) -> Option<u32> {
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-async fn create(request: &Restore<'_>, admin: &mut PgConnection) -> Result<(), DatabaseError> {
-    let server: i32 = sqlx::query_scalar("SELECT pg_catalog.current_setting('server_version_num')::int / 10000")
-        .fetch_one(&mut *admin)
-        .await?;
-    let name = quote::identifier(request.into);
-    let statement = format!(
-        "CREATE DATABASE {name} TEMPLATE template0 {}",
-        locale_clause(&request.manifest.locale, server)
-    );
-    sqlx::query(AssertSqlSafe(statement)).execute(admin).await?;
-    Ok(())
+/// Creates the database, in a task of its own: who stops waiting in the middle of it would not know
+/// whether there is one to remove.
+async fn create(request: &Restore<'_>) -> Result<Created, DatabaseError> {
+    let (target, name) = (request.admin.clone(), request.into.to_owned());
+    let locale = request.manifest.locale.clone();
+    let task = tokio::spawn(async move {
+        let mut admin = target.connect("pgreeve:restore").await?;
+        let server: i32 = sqlx::query_scalar("SELECT pg_catalog.current_setting('server_version_num')::int / 10000")
+            .fetch_one(&mut admin)
+            .await?;
+        let statement = format!(
+            "CREATE DATABASE {} TEMPLATE template0 {}",
+            quote::identifier(&name),
+            locale_clause(&locale, server)
+        );
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut admin).await?;
+        Ok(Created {
+            admin: target,
+            name: Some(name),
+        })
+    });
+    task.await
+        .unwrap_or_else(|error| Err(DatabaseError::local(format!("its task ended: {error}"))))
 }
 
 async fn fill_and_open(request: &Restore<'_>, admin: &mut PgConnection, operation: &str) -> Result<(), JobError> {
@@ -239,7 +278,7 @@ async fn fill_and_open(request: &Restore<'_>, admin: &mut PgConnection, operatio
             .map_err(|error| JobError::database(format!("close or open the database {}", request.into), &error.into()))
     };
     public(format!("REVOKE CONNECT, TEMPORARY ON DATABASE {name} FROM PUBLIC")).await?;
-    fill(request, operation).await?;
+    fill::fill(request, operation).await?;
     public(format!("GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC")).await?;
     Ok(())
 }
@@ -264,55 +303,6 @@ fn locale_clause(locale: &Locale, server: i32) -> String {
         }
     }
     clause
-}
-
-async fn fill(request: &Restore<'_>, operation: &str) -> Result<(), JobError> {
-    let failed = |cause: String| JobError::permanent(operation, cause);
-    let mut arguments = vec![
-        "--exit-on-error".to_owned(),
-        "--no-password".to_owned(),
-        format!("--dbname={}", dbname_argument(request.into)),
-    ];
-    if request.manifest.toc_entries <= ONE_TRANSACTION {
-        arguments.push("--single-transaction".to_owned());
-    }
-    if request.no_owner {
-        arguments.extend(["--no-owner".to_owned(), "--no-acl".to_owned()]);
-    }
-    let target = request.admin.with_dbname(request.into);
-    let pg_restore = &request.programs.pg_restore;
-    let mut program = Program::start(pg_restore, arguments, &target, "pgreeve:restore", true)
-        .map_err(|error| failed(error.to_string()))?;
-    let stdin = program.stdin();
-    let (sink, pieces) = mpsc::channel(8);
-    let reading = read::read(
-        Arc::clone(&request.store),
-        request.manifest,
-        request.progress.clone(),
-        Some(sink),
-    );
-    let (read, stdin) = tokio::join!(reading, feed(stdin, pieces));
-    if let Err(error) = read {
-        // Its input is still open, so it waits and has not committed the rest.
-        program.terminate().await;
-        return Err(failed(error.to_string()));
-    }
-    drop(stdin);
-    let ended = program.wait().await.map_err(|error| failed(error.to_string()))?;
-    if ended.status.success() {
-        Ok(())
-    } else {
-        Err(failed(format!("pg_restore ended with {}", ended.cause())))
-    }
-}
-
-/// Passes pieces on, and hands the input back still open. When `pg_restore` is gone its exit status
-/// says why.
-async fn feed(mut stdin: Option<ChildStdin>, mut pieces: mpsc::Receiver<Bytes>) -> Option<ChildStdin> {
-    while let Some(piece) = pieces.recv().await {
-        stdin.as_mut()?.write_all(&piece).await.ok()?;
-    }
-    stdin
 }
 
 #[cfg(test)]

@@ -5,24 +5,25 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use sqlx::Connection;
-use tokio_util::bytes::Bytes;
 use ulid::Ulid;
 
-use super::commit;
-use super::compress::Packing;
-use super::digest::{Meter, sha256_hex};
-use super::dump::{self, Globals};
-use super::manifest::{self, Manifest, Object, Role};
+use super::digest::Meter;
+use super::dump::Content;
+use super::form::Form;
+use super::make::{Making, source};
+use super::manifest::{self, Manifest};
 use super::parts::PartSizes;
-use super::pipeline::{self, PipelineError, Stage, Streamed};
+use super::pipeline::{PipelineError, Stage};
 use super::preflight::Ready;
 use super::program::Programs;
 use super::snapshot::Snapshot;
+use super::standby;
 use super::sweep;
 use crate::job::{JobContext, JobError};
 use crate::ledger::backups::{self, Begun, Ended, Leftovers};
+use crate::postgres::connect::ConnectTarget;
 use crate::postgres::sqlstate::DatabaseError;
-use crate::store::{ObjectKey, Store};
+use crate::store::Store;
 
 /// How a backup is made.
 #[derive(Debug, Clone)]
@@ -33,10 +34,16 @@ pub struct Setup {
     pub store: Arc<dyn Store>,
     /// The client programs.
     pub programs: Programs,
-    /// How the dump is packed.
-    pub packing: Packing,
-    /// By how many threads.
-    pub threads: u32,
+    /// How it is stored.
+    pub form: Form,
+    /// What is dumped.
+    pub content: Content,
+    /// Whether roles and tablespaces are stored too.
+    pub globals: bool,
+    /// How many dumps of rows run at the same time.
+    pub parallel: u32,
+    /// Where to dump from, if not from the job's own server.
+    pub standby: Option<ConnectTarget>,
     /// How the dump is cut.
     pub sizes: PartSizes,
     /// The daemon's instance.
@@ -75,9 +82,7 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
     .await?;
     let id = Ulid::generate().to_string();
     let prefix = manifest::prefix(&context.database, context.job.as_str(), &id);
-    let snapshot = Snapshot::export(&context.target, &application_name(context))
-        .await
-        .map_err(|error| JobError::database("export a snapshot", &error))?;
+    let snapshot = export(context, setup).await?;
     begin(context, setup, &id, &prefix).await?;
     let started = json!({
         "backup_id": id, "store": setup.store_name, "prefix": prefix, "snapshot": snapshot.id,
@@ -85,7 +90,15 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
     });
     let recorded = context.recorder.record("backup.started", started).await;
     let result = match recorded {
-        Ok(()) => make(context, setup, ready, &id, &prefix, snapshot).await,
+        Ok(()) => {
+            let making = Making {
+                setup,
+                ready,
+                id: &id,
+                prefix: &prefix,
+            };
+            making.make(context, snapshot).await
+        }
         Err(error) => Err(Failure::from(JobError::from(error))),
     };
     match result {
@@ -105,7 +118,23 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
     }
 }
 
-fn application_name(context: &JobContext) -> String {
+/// Exports a snapshot that holds all that was committed before.
+async fn export(context: &mut JobContext, setup: &Setup) -> Result<Snapshot, JobError> {
+    let as_of = match &setup.standby {
+        Some(standby) => Some(standby::catch_up(context.session.connection(), standby).await?),
+        None => None,
+    };
+    let mut snapshot = Snapshot::export(source(context, setup), &application_name(context))
+        .await
+        .map_err(|error| JobError::database("export a snapshot", &error))?;
+    if let Some(as_of) = as_of {
+        // A standby is behind: its own clock would say too much.
+        snapshot.source.started_at = as_of;
+    }
+    Ok(snapshot)
+}
+
+pub(super) fn application_name(context: &JobContext) -> String {
     format!("pgreeve:{}:{}", context.job, context.run)
 }
 
@@ -130,7 +159,7 @@ async fn begin(context: &mut JobContext, setup: &Setup, id: &str, prefix: &str) 
 }
 
 /// Why there is no backup, and in which stage.
-struct Failure {
+pub(super) struct Failure {
     stage: Option<Stage>,
     error: JobError,
 }
@@ -162,148 +191,6 @@ impl From<PipelineError> for Failure {
                     error: JobError { remedy, ..error },
                 }
             }
-        }
-    }
-}
-
-async fn make(
-    context: &mut JobContext,
-    setup: &Setup,
-    ready: &Ready,
-    id: &str,
-    prefix: &str,
-    snapshot: Snapshot,
-) -> Result<(Manifest, Option<String>), Failure> {
-    let store = setup.store.as_ref();
-    let application_name = application_name(context);
-    let mut warnings = ready.warnings.clone();
-    let globals = store_globals(context, setup, prefix, &application_name).await?;
-    warnings.extend(globals.as_ref().err().cloned());
-    let (program, stdout) = dump::start(&setup.programs, &context.target, Some(&snapshot.id), &application_name)
-        .map_err(|error| PipelineError::stage(Stage::Dump, false, error))?;
-    let job = pipeline::Job {
-        store: Arc::clone(&setup.store),
-        prefix: prefix.to_owned(),
-        packing: setup.packing,
-        threads: setup.threads,
-        sizes: setup.sizes,
-        progress: context.progress.clone(),
-        expected_bytes: None,
-        stop: context.stop.clone(),
-    };
-    let mut streamed = pipeline::run(job, program, stdout).await?;
-    let identity = Identity {
-        id,
-        setup,
-        ready,
-        warnings,
-        globals: globals.ok(),
-    };
-    let mut manifest = identity.manifest(context, &snapshot, &streamed);
-    // From here on nobody needs the snapshot, and every old row the server keeps is kept for it.
-    snapshot.release().await;
-    if context.stop.is_cancelled() {
-        streamed.open.abort().await;
-        return Err(PipelineError::Cancelled.into());
-    }
-    if let Err(error) = commit::complete(store, &mut streamed.open, setup.packing, &manifest).await {
-        streamed.open.abort().await;
-        return Err(error.into());
-    }
-    let warning = commit::publish(context.session.connection(), context.fence, store, &mut manifest).await?;
-    Ok((manifest, warning))
-}
-
-/// Stores the roles and tablespaces; a warning when there are none to store.
-async fn store_globals(
-    context: &JobContext,
-    setup: &Setup,
-    prefix: &str,
-    application_name: &str,
-) -> Result<Result<Object, String>, Failure> {
-    let script = tokio::select! {
-        biased;
-        () = context.stop.cancelled() => return Err(PipelineError::Cancelled.into()),
-        script = dump::globals(&setup.programs, &context.target, application_name) => script,
-    };
-    let Globals { script, stored } = match script {
-        Ok(globals) => globals,
-        Err(error) => return Ok(Err(format!("without roles and tablespaces: {error}"))),
-    };
-    let failed = |error| PipelineError::store(Stage::Upload, error);
-    let key = ObjectKey::new(format!("{prefix}/globals.sql.gz")).map_err(failed)?;
-    let object = Object {
-        key: key.to_string(),
-        role: Role::Globals,
-        bytes: stored.len() as u64,
-        sha256: sha256_hex(&stored),
-        parts: 0,
-        bytes_raw: Some(script.len() as u64),
-        sha256_raw: Some(sha256_hex(&script)),
-    };
-    setup
-        .store
-        .create(&key, Bytes::from(stored), "application/gzip")
-        .await
-        .map_err(failed)?;
-    Ok(Ok(object))
-}
-
-struct Identity<'a> {
-    id: &'a str,
-    setup: &'a Setup,
-    ready: &'a Ready,
-    warnings: Vec<String>,
-    globals: Option<Object>,
-}
-
-impl Identity<'_> {
-    fn manifest(self, context: &JobContext, snapshot: &Snapshot, streamed: &Streamed) -> Manifest {
-        let source = &snapshot.source;
-        let mut warnings = self.warnings;
-        warnings.extend(streamed.messages.warnings());
-        let contents = streamed.walked.contents.clone().unwrap_or_else(|| {
-            warnings.push(format!(
-                "the archive's version {} is not known: its tables were not counted, and that it is whole was not seen",
-                streamed.walked.version
-            ));
-            super::walker::Contents::default()
-        });
-        let mut objects = commit::objects(&streamed.open, streamed.raw.bytes, &streamed.raw.sha256);
-        objects.extend(self.globals);
-        Manifest {
-            version: manifest::VERSION,
-            id: self.id.to_owned(),
-            job: context.job.to_string(),
-            database: context.database.clone(),
-            instance: self.setup.instance.clone(),
-            run_id: context.run.to_string(),
-            pgreeve_version: env!("CARGO_PKG_VERSION").to_owned(),
-            pg_dump_version: self.ready.client.text.clone(),
-            server_version: source.server_version.clone(),
-            system_identifier: source.system_identifier.clone(),
-            snapshot: snapshot.id.clone(),
-            lsn: source.lsn.clone(),
-            started_at: source.started_at,
-            // Set anew when it is published.
-            finished_at: source.started_at,
-            database_bytes: source.database_bytes,
-            locale: source.locale.clone(),
-            format: "custom".to_owned(),
-            archive_version: match streamed.walked.contents {
-                Some(_) => streamed.walked.version.clone(),
-                None => manifest::OPAQUE.to_owned(),
-            },
-            compression: self.setup.packing.to_string(),
-            objects,
-            tables: contents.tables,
-            large_objects: contents.large_objects,
-            toc_entries: contents.toc_entries,
-            roles: source.roles.iter().cloned().chain(contents.owners).collect(),
-            extensions: source.extensions.clone(),
-            warnings,
-            erasure_watermark: None,
-            retention_cutoffs: source.retention_cutoffs.clone(),
         }
     }
 }

@@ -93,6 +93,11 @@ impl Snapshot {
         Ok(Self { session, id, source })
     }
 
+    /// The session whose transaction it is.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        self.session.connection()
+    }
+
     /// Ends the transaction and with it the hold on old rows.
     pub async fn release(self) {
         self.session.close().await;
@@ -102,7 +107,8 @@ impl Snapshot {
 async fn read_source(connection: &mut PgConnection) -> Result<Source, DatabaseError> {
     let row = sqlx::query(
         "SELECT pg_catalog.transaction_timestamp() AS started_at,
-                pg_catalog.pg_current_wal_lsn()::text AS lsn,
+                CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+                     ELSE pg_catalog.pg_current_wal_lsn() END::text AS lsn,
                 pg_catalog.current_setting('server_version') AS server_version,
                 pg_catalog.pg_database_size(pg_catalog.current_database()) AS bytes,
                 pg_catalog.pg_encoding_to_char(d.encoding)::text AS encoding,

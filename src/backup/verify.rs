@@ -14,6 +14,7 @@ use super::dump;
 use super::manifest::{Manifest, OPAQUE};
 use super::program::Programs;
 use super::read::{self, ReadError};
+use super::seal::Identities;
 use super::walker::{Contents, TableDigest};
 use crate::job::{JobError, Progress};
 use crate::postgres::connect::ConnectTarget;
@@ -96,8 +97,13 @@ pub async fn find_damage(store: &dyn Store, manifest: &Manifest) -> Result<Optio
 ///
 /// # Errors
 /// Says what does not agree.
-pub async fn read_through(store: Arc<dyn Store>, manifest: &Manifest, progress: Progress) -> Result<(), ReadError> {
-    read::read(store, manifest, progress, None).await
+pub async fn read_through(
+    store: Arc<dyn Store>,
+    manifest: &Manifest,
+    progress: Progress,
+    identities: Option<&Identities>,
+) -> Result<(), ReadError> {
+    read::read(store, manifest, progress, identities).await
 }
 
 /// Level 2: dumps a restored database through the walker and compares every table's rows with the

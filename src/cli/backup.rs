@@ -1,6 +1,7 @@
 //! The verbs of backups.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -13,6 +14,7 @@ use crate::backup::catalog::{self, Filter};
 use crate::backup::manifest::Manifest;
 use crate::backup::program::Programs;
 use crate::backup::restore::{Restore, restore as restore_backup};
+use crate::backup::seal::Identities;
 use crate::backup::verify::{Verified, verify_against};
 use crate::config::{Config, JobSettings};
 use crate::job::Progress;
@@ -78,6 +80,7 @@ pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_js
     let (store, manifest) = find(config, &arguments.id, arguments.job.as_ref()).await?;
     let admin = admin(config, arguments, &manifest)?;
     let programs = Programs::find().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let identities = identities(arguments.identity.as_deref())?;
     let audit = open_audit(config)?;
     let who = json!({ "backup_id": manifest.id, "into": arguments.into, "server": admin.describe() });
     record(&audit, RecordKind::RestoreStarted, &manifest, who).await?;
@@ -93,6 +96,9 @@ pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_js
         admin: &admin,
         into: &arguments.into,
         no_owner: arguments.no_owner,
+        create_roles: arguments.create_roles,
+        jobs: arguments.jobs,
+        identities,
         progress,
         stop: stops.soft,
     };
@@ -136,6 +142,13 @@ pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_js
     } else {
         Exit::NotGreen
     })
+}
+
+/// What opens an encrypted backup, if a file was named.
+pub(super) fn identities(file: Option<&Path>) -> Result<Option<Identities>, Failure> {
+    file.map(Identities::read)
+        .transpose()
+        .map_err(|error| Failure::new(Exit::Usage, error.problem).with_remedy(error.help))
 }
 
 fn print(manifest: &Manifest, into: &str, verified: &Verified) {

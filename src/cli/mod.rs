@@ -235,6 +235,9 @@ struct VerifyArguments {
     /// The job whose backup it is, where several could be meant.
     #[arg(long, value_parser = parse_job)]
     job: Option<JobName>,
+    /// The age identity that opens an encrypted backup. Without it only level 0 is possible.
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -267,6 +270,16 @@ struct RestoreArguments {
     /// Leave out owners and grants, so that no role need exist.
     #[arg(long)]
     no_owner: bool,
+    /// Create the roles that the server lacks, without passwords, as the backup has them.
+    #[arg(long, conflicts_with = "no_owner")]
+    create_roles: bool,
+    /// How many processes build indexes and check constraints, and load rows if the backup was made
+    /// with `parallel`.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: u32,
+    /// The age identity that opens an encrypted backup: a file that `age-keygen` made.
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
-use super::backup::{find, record, store_failure};
+use super::backup::{find, identities, record, store_failure};
 use super::run::{job_failure, open_audit, show_progress};
 use super::{Exit, Failure, VerifyArguments, output};
 use crate::audit::RecordKind;
@@ -14,6 +14,7 @@ use crate::backup::manifest::Manifest;
 use crate::backup::program::Programs;
 use crate::backup::read::ReadError;
 use crate::backup::restore::{Restore, restore};
+use crate::backup::seal::Identities;
 use crate::backup::verify::{self, Verified};
 use crate::config::Config;
 use crate::job::Progress;
@@ -36,11 +37,12 @@ enum Proof {
 
 pub(super) async fn verify(config: &Config, arguments: &VerifyArguments, as_json: bool) -> Result<Exit, Failure> {
     let (store, manifest) = find(config, &arguments.id, arguments.job.as_ref()).await?;
+    let identities = identities(arguments.identity.as_deref())?;
     // Whoever cannot write down that a backup was checked shall not find out after hours.
     let audit = open_audit(config)?;
     let progress = Progress::new();
     let shown = (output::is_watched() && !as_json).then(|| tokio::spawn(show_progress(progress.clone())));
-    let proof = prove(&store, &manifest, arguments.level, progress).await;
+    let proof = prove(&store, &manifest, arguments.level, progress, identities).await;
     if let Some(shown) = shown {
         shown.abort();
         output::progress("");
@@ -71,7 +73,13 @@ pub(super) async fn verify(config: &Config, arguments: &VerifyArguments, as_json
     Ok(if ok { Exit::Green } else { Exit::NotGreen })
 }
 
-async fn prove(store: &Arc<dyn Store>, manifest: &Manifest, level: u8, progress: Progress) -> Result<Proof, Failure> {
+async fn prove(
+    store: &Arc<dyn Store>,
+    manifest: &Manifest,
+    level: u8,
+    progress: Progress,
+    identities: Option<Identities>,
+) -> Result<Proof, Failure> {
     let damage = verify::find_damage(store.as_ref(), manifest)
         .await
         .map_err(|error| failure_of_store(&error))?;
@@ -79,17 +87,22 @@ async fn prove(store: &Arc<dyn Store>, manifest: &Manifest, level: u8, progress:
         return Ok(Proof::Damaged(damage, None));
     }
     if level >= 1
-        && let Err(error) = verify::read_through(Arc::clone(store), manifest, progress.clone()).await
+        && let Err(error) =
+            verify::read_through(Arc::clone(store), manifest, progress.clone(), identities.as_ref()).await
     {
         return match error {
             ReadError::Store(error) => Err(failure_of_store(&error)),
             ReadError::Damaged(cause) => Ok(Proof::Damaged(cause, None)),
+            // They say nothing of the backup.
+            ReadError::Sealed(cause) => Err(Failure::new(Exit::Usage, format!("read {}: {cause}", manifest.id))
+                .with_remedy("--level 0 needs no identity")),
+            ReadError::Local(cause) => Err(Failure::new(Exit::Failed, cause)),
         };
     }
     if level < 2 {
         return Ok(Proof::Sound(None));
     }
-    let verified = restore_and_compare(store, manifest, progress).await?;
+    let verified = restore_and_compare(store, manifest, progress, identities).await?;
     Ok(match verified.mismatches.first() {
         None => Proof::Sound(Some(verified)),
         Some(first) => Proof::Damaged(first.to_string(), Some(verified)),
@@ -100,6 +113,7 @@ async fn restore_and_compare(
     store: &Arc<dyn Store>,
     manifest: &Manifest,
     progress: Progress,
+    identities: Option<Identities>,
 ) -> Result<Verified, Failure> {
     let failed = |error: &crate::postgres::sqlstate::DatabaseError| {
         Failure::new(Exit::Failed, format!("start a throwaway server: {error}"))
@@ -132,6 +146,9 @@ async fn restore_and_compare(
         admin: &admin,
         into: SCRATCH,
         no_owner: false,
+        create_roles: false,
+        jobs: 1,
+        identities,
         progress,
         stop: stops.soft,
     };

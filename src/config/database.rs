@@ -2,6 +2,7 @@
 
 use super::field::Field;
 use super::paths;
+use super::section::Section;
 use super::surroundings::Surroundings;
 use crate::postgres::connect::ConnectTarget;
 
@@ -19,12 +20,21 @@ const MOST_RUNS: u32 = 64;
 
 pub(super) fn read(field: &Field<'_>, surroundings: &Surroundings) -> Option<DatabaseSettings> {
     let mut section = field.section()?;
-    let url = section.required("url");
-    let password_file = section.optional("password_file");
     let max_runs = section
         .optional("max_runs")
         .map_or(Some(DEFAULT_MAX_RUNS), |field| field.count(1..=MOST_RUNS));
+    let target = target(&mut section, surroundings);
     section.finish(&[]);
+    Some(DatabaseSettings {
+        target: target?,
+        max_runs: max_runs?,
+    })
+}
+
+/// `url` and `password_file`.
+pub(super) fn target(section: &mut Section<'_>, surroundings: &Surroundings) -> Option<ConnectTarget> {
+    let url = section.required("url");
+    let password_file = section.optional("password_file");
     let file = password_file
         .as_ref()
         .and_then(|field| paths::secret_file(field, surroundings));
@@ -41,8 +51,5 @@ pub(super) fn read(field: &Field<'_>, surroundings: &Surroundings) -> Option<Dat
         }
     }
     target.password_file = file;
-    Some(DatabaseSettings {
-        target,
-        max_runs: max_runs?,
-    })
+    Some(target)
 }

@@ -113,6 +113,9 @@ pub(super) async fn restore(stage: &Stage) -> Result<Proved, DemoError> {
         admin: &admin,
         into: RESTORED,
         no_owner: false,
+        create_roles: false,
+        jobs: 1,
+        identities: None,
         progress: Progress::new(),
         stop: CancellationToken::new(),
     };

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use crate::backup::catalog::{self, Filter};
 use crate::backup::compress::Packing;
+use crate::backup::dump::Content;
+use crate::backup::form::{Form, Format};
 use crate::backup::grants::grants;
 use crate::backup::keep::Policy;
 use crate::backup::parts::PartSizes;
@@ -16,13 +18,15 @@ use crate::backup::preflight::{self, Ready};
 use crate::backup::program::Programs;
 use crate::backup::prune;
 use crate::backup::run::{self, Made, Setup};
+use crate::backup::seal::Recipient;
+use crate::backup::selection::{self, Selection};
 use crate::backup::sweep;
 use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome, Plan, RecoveryContext};
 use crate::ledger::backups::{self, Leftovers};
-use crate::postgres::connect::{Session, SessionSettings};
+use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::grant::Grant;
 use crate::store::{Store, StoreError};
-use crate::values::{Name, Period, Timezone};
+use crate::values::{Name, Period, TableName, Timezone};
 
 /// `[jobs.NAME] backup = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,21 +35,33 @@ pub struct BackupSettings {
     pub store: Name,
     /// The archive's format. Default `custom`.
     pub format: Format,
+    /// Only the definitions, without rows.
+    pub schema_only: bool,
+    /// Whether roles and tablespaces are stored too. Default true.
+    pub globals: bool,
+    /// The tables to dump: `table`, `schema.table`, `schema.*`; all, if none is named.
+    pub include: Vec<TableName>,
+    /// Tables to leave out.
+    pub exclude: Vec<TableName>,
+    /// Where to dump from, if not from the job's own server.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "place")]
+    pub standby: Option<ConnectTarget>,
     /// How the archive is compressed. Default `gzip:4`.
     pub compress: Packing,
     /// How many threads compress. Default 1.
     pub threads: u32,
+    /// How many dumps run at the same time. Default 1.
+    pub parallel: u32,
+    /// Who can read the backups; everybody, if nobody is named.
+    pub encrypt: Vec<Recipient>,
     /// What is kept; nothing is ever removed without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
 
-/// The archive's format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// `pg_dump -Fc -Z0`, checked entry by entry as it streams.
-    Custom,
+#[expect(clippy::ref_option, reason = "it is what serde passes")]
+fn place<S: Serializer>(standby: &Option<ConnectTarget>, serializer: S) -> Result<S::Ok, S::Error> {
+    standby.as_ref().map(ConnectTarget::describe).serialize(serializer)
 }
 
 /// Which backups stay: the newest of each period, for so many periods; a backup that any rule
@@ -142,7 +158,7 @@ impl Job for BackupJob {
                 Some(programs) => programs.clone(),
                 None => Programs::find().map_err(|error| missing(error.to_string()))?,
             };
-            let ready = preflight::check(context.session.connection(), &programs).await?;
+            let (dumped, ready) = self.preflight(context, &programs).await?;
             let store_failed = |error| sweep::store_error(format!("open the store {}", self.settings.store), error);
             let store = (self.open_store)().await.map_err(store_failed)?;
             store.probe().await.map_err(store_failed)?;
@@ -150,8 +166,16 @@ impl Job for BackupJob {
                 store_name: self.settings.store.to_string(),
                 store,
                 programs,
-                packing: self.settings.compress,
-                threads: self.settings.threads,
+                form: Form {
+                    format: self.settings.format,
+                    packing: self.settings.compress,
+                    threads: self.settings.threads,
+                    recipients: self.settings.encrypt.clone(),
+                },
+                content: dumped,
+                globals: self.settings.globals,
+                parallel: self.settings.parallel,
+                standby: self.settings.standby.clone(),
                 sizes: self.sizes,
                 instance: self.instance.clone(),
             };
@@ -167,6 +191,32 @@ impl Job for BackupJob {
 }
 
 impl BackupJob {
+    /// What is dumped, and whether it can be, by the server that it is dumped from.
+    async fn preflight(&self, context: &mut JobContext, programs: &Programs) -> Result<(Content, Ready), JobError> {
+        let settings = &self.settings;
+        let mut dumped = Content {
+            format: settings.format,
+            schema_only: settings.schema_only,
+            selection: Selection::default(),
+            on_standby: settings.standby.is_some(),
+        };
+        let mut standby = match &settings.standby {
+            Some(standby) => {
+                let settings = SessionSettings::control(format!("pgreeve:preflight:{}", context.job));
+                let opened = Session::open(standby, &settings).await;
+                Some(opened.map_err(|error| JobError::database("connect to the standby", &error))?)
+            }
+            None => None,
+        };
+        let connection = standby.as_mut().unwrap_or(&mut context.session).connection();
+        dumped.selection = selection::resolve(connection, &settings.include, &settings.exclude).await?;
+        let ready = preflight::check(connection, programs, &dumped).await?;
+        if let Some(standby) = standby {
+            standby.close().await;
+        }
+        Ok((dumped, ready))
+    }
+
     /// Removes what runs that are closed have left in the store. A run that goes on keeps its own.
     async fn sweep(&self, session: &mut Session, context: &RecoveryContext) -> Result<(), JobError> {
         let connection = session.connection();
@@ -200,9 +250,14 @@ impl Plan for BackupPlan {
         json!({
             "store": self.setup.store_name,
             "place": self.setup.store.describe(),
-            "format": "custom",
-            "compress": self.setup.packing.to_string(),
-            "threads": self.setup.threads,
+            "format": self.setup.form.format,
+            "compress": self.setup.form.packing.to_string(),
+            "threads": self.setup.form.threads,
+            "parallel": self.setup.parallel,
+            "encrypt": self.setup.form.recipients,
+            "schema_only": self.setup.content.schema_only,
+            "left_out": self.setup.content.selection.left_out,
+            "standby": self.setup.standby.as_ref().map(ConnectTarget::describe),
             "pg_dump_version": self.ready.client.text,
             "server_version": self.ready.server.text,
             "tables": self.ready.tables,

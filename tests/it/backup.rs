@@ -164,7 +164,7 @@ async fn zstd_and_several_threads_need_no_pgreeve_to_restore_either() {
         let manifest = only_manifest(&store).await;
         let data = manifest.data().next().unwrap();
         assert!(data.key.ends_with(name) && data.parts > 1, "{data:?}");
-        verify::read_through(Arc::new(store.clone()), &manifest, Progress::new())
+        verify::read_through(Arc::new(store.clone()), &manifest, Progress::new(), None)
             .await
             .unwrap();
         std::fs::write(directory.path().join("dump"), store.body(&data.key)).unwrap();

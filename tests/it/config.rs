@@ -306,12 +306,8 @@ fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
     for (job, part) in [
         ("erasure = {}", "`jobs.j.erasure` is not available in this version"),
         (
-            "backup = { store = \"s\", format = \"plain\" }",
-            "`plain` is not available",
-        ),
-        (
-            "backup = { store = \"s\", encrypt = [] }",
-            "`jobs.j.backup.encrypt` is not available",
+            "backup = { store = \"s\", bandwidth = \"1\" }",
+            "`jobs.j.backup.bandwidth` is not available",
         ),
         (
             "retention = { table = \"t\", age_column = \"a\", keep = \"1d\", after = [\"u\"] }",
@@ -612,6 +608,31 @@ fn a_backup_that_makes_no_sense_is_refused() {
             "`zstd:20` is not a compression",
         ),
         ("backup = { store = \"s\", threads = 0 }", "0 is out of range"),
+        (
+            "backup = { store = \"s\", parallel = 2, schema_only = true }",
+            "there is only one dump to run",
+        ),
+        (
+            "backup = { store = \"s\", parallel = 2, format = \"plain\" }",
+            "there is only one dump to run",
+        ),
+        ("backup = { store = \"s\", encrypt = [] }", "is empty"),
+        (
+            "backup = { store = \"s\", encrypt = [\"age1x\"] }",
+            "`age1x` is not an age recipient",
+        ),
+        (
+            "backup = { store = \"s\", encrypt = [\"AGE-SECRET-KEY-1ABC\"] }",
+            "is an identity, which is a secret",
+        ),
+        (
+            "backup = { store = \"s\", exclude = [\"a.b.c\"] }",
+            "`a.b.c` is not a table's name",
+        ),
+        (
+            "backup = { store = \"s\", standby = { url = \"nowhere\" } }",
+            "not a connection URL",
+        ),
         (
             "backup = { store = \"s\", format = \"tar\" }",
             "`tar` is not one of \"custom\"",

@@ -17,6 +17,7 @@ mod backup;
 mod chaos;
 mod cli;
 mod config;
+mod contents;
 mod control;
 mod daemon;
 mod failover;

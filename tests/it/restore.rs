@@ -88,6 +88,9 @@ impl Made {
             admin: &admin,
             into,
             no_owner,
+            create_roles: false,
+            jobs: 1,
+            identities: None,
             progress: Progress::new(),
             stop,
         })
@@ -222,7 +225,7 @@ async fn damage_anywhere_leaves_no_database() {
         memory.damage(&key, |bytes| bytes[damage] ^= 1);
         let error = made.restore(&made.name()).await.unwrap_err();
         assert!(!exists(&made.name()).await, "{what}: {error}");
-        verify::read_through(Arc::clone(&made.store), &made.manifest, Progress::new())
+        verify::read_through(Arc::clone(&made.store), &made.manifest, Progress::new(), None)
             .await
             .unwrap_err();
         memory.damage(&key, |bytes| *bytes = whole.to_vec());
@@ -245,7 +248,7 @@ async fn damage_anywhere_leaves_no_database() {
     made.manifest.tables[0].rows -= 1;
     verify::check_sizes(made.store.as_ref(), &made.manifest).await.unwrap();
     let store: Arc<dyn Store> = Arc::clone(&made.store);
-    verify::read_through(store, &made.manifest, Progress::new())
+    verify::read_through(store, &made.manifest, Progress::new(), None)
         .await
         .unwrap();
 }

@@ -33,7 +33,16 @@ impl PartWriter {
 
     /// Passes on the last part.
     pub(super) fn finish(self) -> io::Result<()> {
-        send(self.cutter.finish(), &self.next, &self.slots)
+        let slot = self.slot()?;
+        send(&self.next, self.cutter.finish(), slot)
+    }
+
+    /// Waits for the right to hold one more part. A full part waits before the next is begun, so no
+    /// more than the slots exist beside it.
+    fn slot(&self) -> io::Result<OwnedSemaphorePermit> {
+        Handle::current()
+            .block_on(Arc::clone(&self.slots).acquire_owned())
+            .map_err(|_| gone())
     }
 }
 
@@ -41,8 +50,9 @@ impl Write for PartWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            if let Some(cut) = self.cutter.cut(&mut rest) {
-                send(cut, &self.next, &self.slots)?;
+            let slot = self.cutter.is_full().then(|| self.slot()).transpose()?;
+            if let (Some(cut), Some(slot)) = (self.cutter.cut(&mut rest), slot) {
+                send(&self.next, cut, slot)?;
             }
         }
         Ok(bytes.len())
@@ -53,11 +63,10 @@ impl Write for PartWriter {
     }
 }
 
-/// A part waits for its slot here, so no more than the slots exist beside the one being filled.
-fn send(cut: Cut, next: &mpsc::Sender<Ready>, slots: &Arc<Semaphore>) -> io::Result<()> {
-    let gone = || io::Error::other("the uploading stage has ended");
-    let slot = Handle::current()
-        .block_on(Arc::clone(slots).acquire_owned())
-        .map_err(|_| gone())?;
+fn send(next: &mpsc::Sender<Ready>, cut: Cut, slot: OwnedSemaphorePermit) -> io::Result<()> {
     next.blocking_send(Ready { cut, slot }).map_err(|_| gone())
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the uploading stage has ended")
 }

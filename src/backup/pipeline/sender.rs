@@ -173,13 +173,13 @@ impl Sender {
 
     async fn accept(&mut self, Ready { cut, slot }: Ready) -> Result<(), StoreError> {
         let key = self.job.key(cut.segment)?;
-        if cut.segment == 1 && cut.number == 1 && cut.segment_end.is_some() {
+        if self.job.whole && cut.segment == 1 && cut.number == 1 && cut.segment_end.is_some() {
             // Whether more segments follow does not matter: this one has a single part.
             self.whole = cut.segment_end.map(|measure| (key, cut.body, measure));
             return Ok(());
         }
         if !self.uploads.contains_key(&cut.segment) {
-            let content_type = self.job.packing.content_type();
+            let content_type = self.job.form.content_type();
             let upload = self.job.store.start_upload(&key, content_type).await?;
             let sending = Sending {
                 key,

@@ -11,14 +11,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::bytes::{Bytes, BytesMut};
 
 use super::part_writer::PartWriter;
-use super::{PipelineError, Stage, Verdict};
-use crate::backup::compress::{Encoder, Packing};
+use super::{Moved, PipelineError, Stage, Verdict};
 use crate::backup::digest::{Measure, Meter};
 use crate::backup::dump::CHUNK;
+use crate::backup::form::Form;
 use crate::backup::priority;
 use crate::backup::program::{Messages, Program};
-use crate::backup::walker::{Walked, Walker};
-use crate::job::Progress;
+use crate::backup::walker::{Inspector, Walked};
 
 /// What passes between two stages.
 pub(super) enum Piece {
@@ -122,22 +121,22 @@ async fn read_to_end(
 pub(super) fn walk(
     mut from: mpsc::Receiver<Piece>,
     next: &mpsc::Sender<Piece>,
-    progress: &(Progress, Option<u64>),
+    mut inspector: Inspector,
+    moved: &Moved,
     verdict: &Verdict,
 ) -> Option<WalkedStream> {
-    let mut walker = Walker::new();
     let mut raw = Meter::new();
     let fail = |error| verdict.fail(PipelineError::stage(Stage::Walk, false, error));
     loop {
         match from.blocking_recv()? {
             Piece::Data(bytes) => {
                 raw.update(&bytes);
-                walker.feed(&bytes).map_err(fail).ok()?;
-                progress.0.set("bytes", raw.bytes(), progress.1);
+                inspector.feed(&bytes).map_err(fail).ok()?;
+                moved.add(bytes.len());
                 next.blocking_send(Piece::Data(bytes)).ok()?;
             }
             Piece::End => {
-                let archive = walker.finish().map_err(fail).ok()?;
+                let archive = inspector.finish().map_err(fail).ok()?;
                 next.blocking_send(Piece::End).ok()?;
                 return Some(WalkedStream {
                     archive,
@@ -149,20 +148,14 @@ pub(super) fn walk(
 }
 
 /// Packs the stream and cuts it into parts.
-pub(super) fn pack(
-    mut from: mpsc::Receiver<Piece>,
-    parts: PartWriter,
-    packing: Packing,
-    threads: u32,
-    verdict: &Verdict,
-) -> Option<()> {
+pub(super) fn pack(mut from: mpsc::Receiver<Piece>, parts: PartWriter, form: &Form, verdict: &Verdict) -> Option<()> {
     // What the next stage refuses is a consequence of the failure that it has named itself.
     let fail = |error: io::Error| verdict.fail(PipelineError::stage(Stage::Compress, false, error));
-    let mut encoder = Encoder::new(packing, threads, parts).map_err(fail).ok()?;
+    let mut writer = form.writer(parts).map_err(fail).ok()?;
     loop {
         match from.blocking_recv()? {
-            Piece::Data(bytes) => encoder.write_all(&bytes).map_err(fail).ok()?,
-            Piece::End => return encoder.finish().and_then(PartWriter::finish).map_err(fail).ok(),
+            Piece::Data(bytes) => writer.write_all(&bytes).map_err(fail).ok()?,
+            Piece::End => return writer.finish().and_then(PartWriter::finish).map_err(fail).ok(),
         }
     }
 }

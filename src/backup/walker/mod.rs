@@ -8,6 +8,7 @@
 //! Known are the archive versions 1.14 (PostgreSQL 12 to 15), 1.15 (16) and 1.16 (17 and later).
 //! Another version is walked `opaque`: nothing is known of it but its version.
 
+mod script;
 mod table;
 mod toc;
 mod token;
@@ -16,9 +17,11 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::script::{PLAIN, Script};
 use self::table::Rows;
 use self::toc::{Content, Toc};
 use self::token::{Tokens, take};
+use super::form::Format;
 
 /// Why an archive is not one, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +61,17 @@ pub struct LargeObjects {
     pub bytes: u64,
 }
 
+impl LargeObjects {
+    /// Those of two archives.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            count: self.count.saturating_add(other.count),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+}
+
 /// A whole archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Walked {
@@ -78,6 +92,67 @@ pub struct Contents {
     pub large_objects: LargeObjects,
     /// The roles that own something in it.
     pub owners: BTreeSet<String>,
+}
+
+impl Contents {
+    /// Adds those of another archive of the same backup.
+    pub fn add(&mut self, other: Self) {
+        self.toc_entries = self.toc_entries.saturating_add(other.toc_entries);
+        self.tables.extend(other.tables);
+        self.large_objects = self.large_objects.and(other.large_objects);
+        self.owners.extend(other.owners);
+    }
+}
+
+/// Looks at what `pg_dump` writes, in the format that it was told to.
+#[derive(Debug)]
+pub enum Inspector {
+    /// An archive.
+    Archive(Box<Walker>),
+    /// A script.
+    Script(Script),
+}
+
+impl Inspector {
+    /// Before the first byte.
+    #[must_use]
+    pub fn new(format: Format) -> Self {
+        match format {
+            Format::Custom => Self::Archive(Box::default()),
+            Format::Plain => Self::Script(Script::default()),
+        }
+    }
+
+    /// Whether only rows follow; never known of a script.
+    #[must_use]
+    pub fn is_past_contents(&self) -> bool {
+        match self {
+            Self::Archive(walker) => walker.is_past_contents(),
+            Self::Script(_) => false,
+        }
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// When they cannot be part of such a dump; every later call fails too.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), WalkError> {
+        match self {
+            Self::Archive(walker) => walker.feed(bytes),
+            Self::Script(script) => script.feed(bytes),
+        }
+    }
+
+    /// Says what it held, once its last byte was fed.
+    ///
+    /// # Errors
+    /// When it is not whole.
+    pub fn finish(self) -> Result<Walked, WalkError> {
+        match self {
+            Self::Archive(walker) => walker.finish(),
+            Self::Script(script) => script.finish(),
+        }
+    }
 }
 
 /// The walker. Feed it the archive in pieces of any size, then [`Walker::finish`] it.
@@ -148,6 +223,15 @@ impl Walker {
     pub fn rows(&self) -> u64 {
         self.rows_before
             .saturating_add(self.rows.as_ref().map_or(0, Rows::rows))
+    }
+
+    /// Whether the table of contents has passed: what follows are rows.
+    #[must_use]
+    pub fn is_past_contents(&self) -> bool {
+        matches!(
+            self.state,
+            State::BlockStart | State::BlockId(_) | State::ObjectId | State::ChunkLength | State::Chunk(_)
+        )
     }
 
     /// Takes the archive's next bytes.

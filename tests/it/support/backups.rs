@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use pgreeve::backup::compress::Packing;
+use pgreeve::backup::form::Format;
 use pgreeve::backup::parts::PartSizes;
 use pgreeve::backup::program::Programs;
 use pgreeve::job::{Job, JobContext, JobError, JobReport, Progress, RecordError, Recorder};
-use pgreeve::jobs::backup::{BackupJob, BackupSettings, Format, Keep};
+use pgreeve::jobs::backup::{BackupJob, BackupSettings, Keep};
 use pgreeve::ledger::leader::Fence;
 use pgreeve::ledger::migrate;
 use pgreeve::postgres::connect::{ConnectTarget, Session, SessionSettings};
@@ -66,6 +67,13 @@ impl Bench {
                 format: Format::Custom,
                 compress: Packing::Gzip(4),
                 threads: 1,
+                parallel: 1,
+                encrypt: Vec::new(),
+                schema_only: false,
+                globals: true,
+                include: Vec::new(),
+                exclude: Vec::new(),
+                standby: None,
                 keep: None,
             },
             open_store: Arc::new(move || {

@@ -1,0 +1,198 @@
+//! Fills a new database from a backup, in the way its archives ask for.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use tempfile::NamedTempFile;
+use tokio::io::AsyncWriteExt;
+use tokio::process::ChildStdin;
+use tokio::sync::mpsc;
+use tokio_util::bytes::Bytes;
+
+use super::{Restore, spool};
+use crate::backup::form::Format;
+use crate::backup::manifest::{Archive, OPAQUE, Role};
+use crate::backup::program::{Program, dbname_argument};
+use crate::backup::read::{Reading, Sink};
+use crate::backup::walker::Walked;
+use crate::job::JobError;
+
+/// Up to how many entries a restore is one transaction: each may need a lock until the end, and a
+/// server has room for a few thousand.
+const ONE_TRANSACTION: u64 = 2000;
+
+/// Restores all archives; each is compared with the manifest before its last byte counts.
+pub(super) async fn fill(request: &Restore<'_>, operation: &str) -> Result<(), JobError> {
+    let reading = Reading::new(
+        &request.store,
+        request.manifest,
+        &request.progress,
+        request.identities.as_ref(),
+    );
+    let fill = Fill {
+        request,
+        reading,
+        operation,
+    };
+    let archives = request.manifest.archives();
+    let schema = archives.iter().find(|archive| archive.role == Role::Schema);
+    let walked = match (request.manifest.format, schema, archives.as_slice()) {
+        (Format::Plain, _, [script]) => vec![fill.script(script).await?],
+        (Format::Custom, Some(schema), _) => fill.sections(schema, &archives).await?,
+        (Format::Custom, None, [archive]) if request.jobs < 2 => vec![fill.stream(archive, true).await?],
+        (Format::Custom, None, [archive]) => vec![fill.stream_and_build(archive).await?],
+        _ => return Err(fill.failed("its manifest lists archives that do not belong together")),
+    };
+    fill.reading
+        .compare(&walked)
+        .map_err(|error| fill.failed(error.to_string()))
+}
+
+struct Fill<'a> {
+    request: &'a Restore<'a>,
+    reading: Reading<'a>,
+    operation: &'a str,
+}
+
+impl Fill<'_> {
+    fn failed(&self, cause: impl Into<String>) -> JobError {
+        JobError::permanent(self.operation, cause.into())
+    }
+
+    /// A script, in one transaction that is committed when its input ends.
+    async fn script(&self, archive: &Archive<'_>) -> Result<Walked, JobError> {
+        let arguments = [
+            "--no-psqlrc",
+            "--quiet",
+            "--single-transaction",
+            "--set=ON_ERROR_STOP=1",
+            "--no-password",
+        ];
+        let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
+        arguments.push(self.database());
+        let psql = crate::postgres::programs::find("psql").map_err(|error| self.failed(error.to_string()))?;
+        let program = self.start(&psql, arguments, true)?;
+        self.feed(program, archive, Sink::Pieces).await
+    }
+
+    /// An archive into the standard input of `pg_restore`.
+    async fn stream(&self, archive: &Archive<'_>, one_transaction: bool) -> Result<Walked, JobError> {
+        let mut arguments = self.arguments();
+        if one_transaction && self.request.manifest.toc_entries <= ONE_TRANSACTION {
+            arguments.push("--single-transaction".to_owned());
+        }
+        let program = self.start(&self.request.programs.pg_restore, arguments, true)?;
+        self.feed(program, archive, Sink::Pieces).await
+    }
+
+    /// Rows as they come, out of one stream, which several processes cannot read. What is built after
+    /// them needs the table of contents only: that lies in a file, and several processes read it.
+    async fn stream_and_build(&self, archive: &Archive<'_>) -> Result<Walked, JobError> {
+        let bytes = if self.request.manifest.archive_version == OPAQUE {
+            archive.bytes_raw()
+        } else {
+            0
+        };
+        let (file, writer) = spool::make(self.operation, bytes)?;
+        let mut arguments = self.arguments();
+        arguments.extend(["--section=pre-data".to_owned(), "--section=data".to_owned()]);
+        let program = self.start(&self.request.programs.pg_restore, arguments, true)?;
+        let sink = |pieces| Sink::PiecesAndContents(pieces, writer);
+        let walked = self.feed(program, archive, sink).await?;
+        let arguments = [
+            "--section=post-data".to_owned(),
+            format!("--jobs={}", self.request.jobs),
+        ];
+        self.restore_file(&file, &arguments).await?;
+        Ok(walked)
+    }
+
+    /// Definitions, then all rows at the same time, then indexes and constraints.
+    async fn sections(&self, schema: &Archive<'_>, all: &[Archive<'_>]) -> Result<Vec<Walked>, JobError> {
+        let (file, walked) = self.spool(schema).await?;
+        self.restore_file(&file, &["--section=pre-data".to_owned()]).await?;
+        let jobs = self.request.jobs.max(1);
+        let rows = all.iter().filter(|archive| archive.role != Role::Schema);
+        let at_once = usize::try_from(jobs).unwrap_or(1);
+        let restored: Vec<Walked> = stream::iter(rows.map(|archive| self.stream(archive, false)))
+            .buffered(at_once)
+            .try_collect()
+            .await?;
+        let arguments = ["--section=post-data".to_owned(), format!("--jobs={jobs}")];
+        self.restore_file(&file, &arguments).await?;
+        Ok([vec![walked], restored].concat())
+    }
+
+    async fn spool(&self, archive: &Archive<'_>) -> Result<(NamedTempFile, Walked), JobError> {
+        let (file, writer) = spool::make(self.operation, archive.bytes_raw())?;
+        let walked = self.reading.archive(archive, Sink::File(writer)).await;
+        Ok((file, walked.map_err(|error| self.failed(error.to_string()))?))
+    }
+
+    async fn restore_file(&self, file: &NamedTempFile, more: &[String]) -> Result<(), JobError> {
+        let mut arguments = self.arguments();
+        arguments.extend_from_slice(more);
+        arguments.push(file.path().display().to_string());
+        let mut program = self.start(&self.request.programs.pg_restore, arguments, false)?;
+        self.ended(&mut program).await
+    }
+
+    fn start(&self, program: &std::path::Path, arguments: Vec<String>, input: bool) -> Result<Program, JobError> {
+        let target = self.request.admin.with_dbname(self.request.into);
+        Program::start(program, arguments, &target, "pgreeve:restore", input)
+            .map_err(|error| self.failed(error.to_string()))
+    }
+
+    fn database(&self) -> String {
+        format!("--dbname={}", dbname_argument(self.request.into))
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            "--exit-on-error".to_owned(),
+            "--no-password".to_owned(),
+            self.database(),
+        ];
+        if self.request.no_owner {
+            arguments.extend(["--no-owner".to_owned(), "--no-acl".to_owned()]);
+        }
+        arguments
+    }
+
+    async fn feed(
+        &self,
+        mut program: Program,
+        archive: &Archive<'_>,
+        sink: impl FnOnce(mpsc::Sender<Bytes>) -> Sink,
+    ) -> Result<Walked, JobError> {
+        let stdin = program.stdin();
+        let (to_program, pieces) = mpsc::channel(8);
+        let (read, stdin) = tokio::join!(self.reading.archive(archive, sink(to_program)), feed(stdin, pieces));
+        let walked = match read {
+            Ok(walked) => walked,
+            Err(error) => {
+                // Its input is still open, so it waits and has not committed the rest.
+                program.terminate().await;
+                return Err(self.failed(error.to_string()));
+            }
+        };
+        drop(stdin);
+        self.ended(&mut program).await?;
+        Ok(walked)
+    }
+
+    async fn ended(&self, program: &mut Program) -> Result<(), JobError> {
+        let ended = program.wait().await.map_err(|error| self.failed(error.to_string()))?;
+        if ended.status.success() {
+            return Ok(());
+        }
+        Err(self.failed(format!("{} ended with {}", program.name(), ended.cause())))
+    }
+}
+
+/// Passes pieces on, and hands the input back still open. When the program is gone its exit status
+/// says why.
+async fn feed(mut stdin: Option<ChildStdin>, mut pieces: mpsc::Receiver<Bytes>) -> Option<ChildStdin> {
+    while let Some(piece) = pieces.recv().await {
+        stdin.as_mut()?.write_all(&piece).await.ok()?;
+    }
+    stdin
+}

@@ -1,0 +1,42 @@
+//! A file for what has to be read more than once, or by several processes: it is gone when its owner
+//! is.
+
+use std::fs::File;
+use std::io;
+
+use tempfile::NamedTempFile;
+
+use crate::job::JobError;
+
+/// How much more than the data itself there must be room for.
+const MARGIN: u64 = 16 * 1024 * 1024;
+
+/// Makes an empty file that only this user can read, in the directory for temporary files, if there
+/// is room for so many bytes.
+///
+/// # Errors
+/// Names the directory and how much room it has.
+pub(super) fn make(operation: &str, bytes: u64) -> Result<(NamedTempFile, File), JobError> {
+    let directory = std::env::temp_dir();
+    let failed =
+        |error: io::Error| JobError::permanent(operation, format!("make a file in {}: {error}", directory.display()));
+    if let Ok(space) = rustix::fs::statvfs(&directory) {
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if free < bytes.saturating_add(MARGIN) {
+            return Err(JobError::refused(
+                operation,
+                format!(
+                    "{} has {free} bytes left, and the dump needs {bytes} there",
+                    directory.display()
+                ),
+                "set TMPDIR to a directory with more room",
+            ));
+        }
+    }
+    let file = tempfile::Builder::new()
+        .prefix("pgreeve-restore-")
+        .tempfile_in(&directory)
+        .map_err(failed)?;
+    let writer = file.reopen().map_err(failed)?;
+    Ok((file, writer))
+}
