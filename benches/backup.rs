@@ -186,6 +186,7 @@ impl Bench {
             .env("RCLONE_CONFIG_BENCH_ACCESS_KEY_ID", value("aws_access_key_id"))
             .env("RCLONE_CONFIG_BENCH_SECRET_ACCESS_KEY", value("aws_secret_access_key"))
             .env("RCLONE_CONFIG_BENCH_REGION", "us-east-1")
+            .env("RCLONE_CONFIG_BENCH_NO_CHECK_BUCKET", "true")
             .current_dir(self.directory.path())
             .status()
             .unwrap();

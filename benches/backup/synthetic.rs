@@ -151,6 +151,6 @@ fn noise() -> Vec<u8> {
         b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[(state >> 40) as usize % 64]
     };
     (1..=NOISE)
-        .map(|n| if n % 200 == 0 { b'\n' } else { letter() })
+        .map(|n| if n % 200 == 0 || n == NOISE { b'\n' } else { letter() })
         .collect()
 }
