@@ -16,6 +16,7 @@
 //! | [`runner`] | one run from intent to outcome; knows no kind |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
 //! | [`backup`] | dump, walk, compress, upload, manifest; restore |
+//! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
 //! | [`ledger`] | what happened, in the database |
 //! | [`job`] | the contract between runner and kinds |
 //! | [`audit`] | what happened, on the host, for outsiders to check |
@@ -42,6 +43,7 @@ pub mod control;
 pub mod daemon;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod erasure;
 pub mod http;
 pub mod job;
 pub mod jobs;

@@ -1,0 +1,31 @@
+//! Erasure of data subjects: a person is gone everywhere, on time, with a proof, and stays gone.
+//!
+//! # The map
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `rule` | what the configuration asks for |
+//! | `reach` | the tables that foreign keys and soft edges lead to, read from the catalog |
+//! | `plan` | what happens to each of them, in which order; refuses what nobody decided |
+//! | `preflight` | rights, row security, and each mask tried on one row |
+//! | `mask` | the masks |
+//! | `statement` | the one place where statements on user tables are built |
+//! | `intake` | the application's requests become the ledger's |
+//! | `execute` | one request: resolve, step by step, verify, close |
+//! | `deadline` | one calendar month, warned of, extended once |
+//! | `proof` | the way to what proves it: token, ledger on the host, residual scan, certificate |
+//!
+//! # One request
+//!
+//! `received → planned → approved → processing → verifying → completed`. Before the first row goes,
+//! the request stands in the audit log and in the ledger on the host, so that a restore from an older
+//! backup knows of it. Each step is one transaction that holds the leader's fence, the request's lease
+//! and the legal holds, does its work and writes its row; a step that is done is not done again.
+
+pub mod proof;
+pub mod request;
+
+pub use proof::{
+    Account, Kept, Proof, ProofError, Residue, ResiduePlace, ScanScope, StepAccount, Subject, SubjectToken,
+};
+pub use request::{Identifier, Identifiers, RequestId, RequestState, SubjectKey};
