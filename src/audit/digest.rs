@@ -59,7 +59,7 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 /// Reads a value from its text, without a copy of the text.
-pub(super) fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err: fmt::Display>,
@@ -80,7 +80,7 @@ where
 }
 
 /// Lowercase hexadecimal digits, two a byte.
-pub(super) fn to_hex(bytes: &[u8]) -> String {
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
     let digit = |nibble: u8| {
         char::from(if nibble < 10 {
             b'0' + nibble
@@ -95,7 +95,7 @@ pub(super) fn to_hex(bytes: &[u8]) -> String {
 }
 
 /// The bytes that exactly `2 * N` lowercase hexadecimal digits stand for.
-pub(super) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let nibble = |digit: u8| match digit {
         b'0'..=b'9' => Some(digit - b'0'),
         b'a'..=b'f' => Some(digit - b'a' + 10),

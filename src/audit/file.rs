@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::AuditError;
 
 /// The mode of what belongs to the log: its group may read it, nobody else.
-pub(super) const MODE: u32 = 0o640;
+pub(crate) const MODE: u32 = 0o640;
 
 /// The names in a directory that are text; pgreeve gives no others.
-pub(super) fn names(dir: &Path) -> Result<Vec<String>, AuditError> {
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, AuditError> {
     let failed = |error: io::Error| AuditError::io("list", dir, &error);
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
@@ -24,7 +24,7 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>, AuditError> {
 
 /// Makes a whole, durable file, or none: its name appears only after its bytes are on the device.
 /// The caller holds the lock. Returns the file, open for appending.
-pub(super) fn write_new(dir: &Path, path: &Path, mode: u32, bytes: &[u8]) -> Result<File, AuditError> {
+pub(crate) fn write_new(dir: &Path, path: &Path, mode: u32, bytes: &[u8]) -> Result<File, AuditError> {
     let mut unnamed = path.as_os_str().to_owned();
     unnamed.push(".new");
     let unnamed = PathBuf::from(unnamed);
@@ -54,7 +54,7 @@ pub(super) fn write_new(dir: &Path, path: &Path, mode: u32, bytes: &[u8]) -> Res
 }
 
 /// Makes the names in a directory durable.
-pub(super) fn sync_directory(dir: &Path) -> Result<(), AuditError> {
+pub(crate) fn sync_directory(dir: &Path) -> Result<(), AuditError> {
     File::open(dir)
         .and_then(|directory| directory.sync_all())
         .map_err(|error| AuditError::io("sync the directory", dir, &error))
@@ -62,7 +62,7 @@ pub(super) fn sync_directory(dir: &Path) -> Result<(), AuditError> {
 
 /// A file that root makes in a directory of the daemon's user belongs to that user; otherwise one
 /// command of an administrator would lock the daemon out of its own log.
-pub(super) fn give_to_owner(dir: &Path, file: &File, path: &Path) -> Result<(), AuditError> {
+pub(crate) fn give_to_owner(dir: &Path, file: &File, path: &Path) -> Result<(), AuditError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }

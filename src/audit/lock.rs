@@ -21,11 +21,11 @@ const REST: Duration = Duration::from_millis(1);
 
 /// Held from the reading of the head to the end of fsync. The kernel frees it when its process ends.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+pub(crate) struct Lock(File);
 
 impl Lock {
     /// Waits to be the only writer.
-    pub(super) fn exclusive(dir: &Path) -> Result<Self, AuditError> {
+    pub(crate) fn exclusive(dir: &Path) -> Result<Self, AuditError> {
         let path = path(dir);
         // Opened anew each time: a lock file that was removed meanwhile is made again.
         let (file, new) = match OpenOptions::new().read(true).write(true).open(&path) {
@@ -48,7 +48,7 @@ impl Lock {
 
     /// Waits until no writer is in the middle of a line. `None` where there is no lock file: a copy
     /// of a log has no writers.
-    pub(super) fn shared(dir: &Path) -> Result<Option<Self>, AuditError> {
+    pub(crate) fn shared(dir: &Path) -> Result<Option<Self>, AuditError> {
         let path = path(dir);
         match File::open(&path) {
             Ok(file) => wait(file, &path, FlockOperation::NonBlockingLockShared).map(Some),

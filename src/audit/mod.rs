@@ -24,15 +24,15 @@
 mod chain;
 pub mod checkpoint;
 pub mod digest;
-mod file;
+pub(crate) mod file;
 mod head;
 pub mod key;
 pub mod kind;
-mod lock;
+pub(crate) mod lock;
 pub mod log;
 pub mod record;
 pub mod recorder;
-mod recovery;
+pub(crate) mod recovery;
 pub mod segment;
 pub mod traces;
 pub mod verify;

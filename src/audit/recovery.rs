@@ -64,7 +64,7 @@ impl Torn {
 
 /// Moves the bytes from `begin` to `end` out of a segment. They are durable elsewhere before they go;
 /// [`pending`] finds them again should the record about them not be written.
-pub(super) fn set_aside(
+pub(crate) fn set_aside(
     dir: &Path,
     segment: &File,
     segment_path: &Path,

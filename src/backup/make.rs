@@ -232,6 +232,7 @@ impl Making<'_> {
             left_out: setup.content.selection.left_out.clone(),
             from_standby: setup.standby.is_some(),
             objects: objects.collect(),
+            erasures: None,
             tables: contents.tables,
             large_objects: contents.large_objects,
             toc_entries: contents.toc_entries,

@@ -14,6 +14,7 @@ use super::compress::Packing;
 use super::form::Format;
 use super::snapshot::{Extension, Locale};
 use super::walker::{LargeObjects, TableDigest};
+use crate::audit::Digest;
 use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
 use crate::values::ValueError;
 
@@ -97,10 +98,25 @@ pub struct Manifest {
     pub extensions: Vec<Extension>,
     /// What was said on the way.
     pub warnings: Vec<String>,
-    /// Up to where erasures were done when the snapshot was taken.
+    /// When the ledger of erasures was read, just before the snapshot was taken; `None` when the host
+    /// had none.
     pub erasure_watermark: Option<Timestamp>,
+    /// How far that ledger was: what it remembers as done up to here is done in this backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erasures: Option<ErasureMark>,
     /// Up to where retention was verified when the snapshot was taken, per table.
     pub retention_cutoffs: BTreeMap<String, Timestamp>,
+}
+
+/// A place in a ledger of erasures.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ErasureMark {
+    /// The ledger's identity.
+    pub ledger: String,
+    /// How many entries it had.
+    pub entries: u64,
+    /// The SHA-256 of the last of them.
+    pub head: Digest,
 }
 
 /// What an object holds.
@@ -343,6 +359,7 @@ mod tests {
             }],
             warnings: Vec::new(),
             erasure_watermark: None,
+            erasures: None,
             retention_cutoffs: [("public.events".to_owned(), at("2026-08-23T00:00:00Z"))].into(),
         }
     }

@@ -22,8 +22,12 @@
 //! backup knows of it. Each step is one transaction that holds the leader's fence, the request's lease
 //! and the legal holds, does its work and writes its row; a step that is done is not done again.
 
+pub mod entry;
+pub mod memory;
 pub mod proof;
+pub mod recall;
 pub mod request;
+pub mod token;
 
 pub use proof::{
     Account, Kept, Proof, ProofError, Residue, ResiduePlace, ScanScope, StepAccount, Subject, SubjectToken,
