@@ -66,6 +66,16 @@ impl Anchor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signature([u8; 64]);
 
+impl Signature {
+    pub(super) fn new(bytes: [u8; 64]) -> Self {
+        Self(bytes)
+    }
+
+    pub(super) fn bytes(&self) -> &[u8; 64] {
+        &self.0
+    }
+}
+
 impl std::str::FromStr for Signature {
     type Err = NotASignature;
 

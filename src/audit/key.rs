@@ -11,11 +11,12 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::AuditError;
+use super::checkpoint::Signature;
 use super::digest::{from_hex, from_text, to_hex};
 use super::file;
 
@@ -101,6 +102,32 @@ impl fmt::Debug for KeyPair {
     }
 }
 
+/// Signs statements about the log's host that are not part of the log: certificates of erasures.
+#[derive(Debug)]
+pub struct Signer(KeyPair);
+
+impl Signer {
+    /// Reads the key of a log that exists. Blocks.
+    ///
+    /// # Errors
+    /// When there is no key, or others may read it.
+    pub fn open(dir: &Path) -> Result<Self, AuditError> {
+        KeyPair::open(dir, false).map(Self)
+    }
+
+    /// What the signatures are checked with.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        self.0.public()
+    }
+
+    /// Signs a statement, which must begin with words that no other kind of statement begins with.
+    #[must_use]
+    pub fn sign(&self, statement: &[u8]) -> Signature {
+        Signature::new(self.0.sign(statement))
+    }
+}
+
 /// What a reader of the log needs: the key that its checkpoints are signed with.
 ///
 /// Its text is 64 lowercase hexadecimal digits; PEM is read as well.
@@ -135,9 +162,17 @@ impl PublicKey {
         to_pem("PUBLIC KEY", PUBLIC_PREFIX, self.0.as_bytes())
     }
 
+    /// Whether a statement was signed by the holder of this key; see [`Signer::sign`].
+    #[must_use]
+    pub fn has_signed(&self, statement: &[u8], signature: &Signature) -> bool {
+        self.verifies(statement, signature.bytes())
+    }
+
     /// Whether the signature over the message is this key's.
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8; 64]) -> bool {
-        self.0.verify_strict(message, &Signature::from_bytes(signature)).is_ok()
+        self.0
+            .verify_strict(message, &ed25519_dalek::Signature::from_bytes(signature))
+            .is_ok()
     }
 }
 

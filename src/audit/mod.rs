@@ -41,13 +41,14 @@ mod walk;
 use std::io;
 use std::path::Path;
 
-pub use checkpoint::Anchor;
+pub use checkpoint::{Anchor, Signature};
 pub use digest::Digest;
-pub use key::PublicKey;
+pub use key::{PublicKey, Signer};
 pub use kind::RecordKind;
 pub use log::{Appended, AuditLog};
 pub use record::{Entry, Record};
 pub use recorder::RunRecorder;
+pub use segment::last_record;
 pub use traces::{Trace, runs};
 pub use verify::{FirstBad, Verification, verify};
 

@@ -1,7 +1,7 @@
 //! The segments of the log: their names, and how they are read.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Take};
+use std::io::{self, BufRead, BufReader, Read, Take};
 use std::path::{Path, PathBuf};
 
 use super::AuditError;
@@ -67,6 +67,32 @@ impl Segment {
             buffer: Vec::new(),
             number: 0,
         })
+    }
+}
+
+/// The number of the last record of a log, 0 when it has none. Blocks.
+pub fn last_record(dir: &Path) -> Result<u64, AuditError> {
+    let Some((segment, length)) = Segment::snapshot(dir)?.pop() else {
+        return Ok(0);
+    };
+    let file = File::open(&segment.path).map_err(|error| AuditError::io("open", &segment.path, &error))?;
+    let records = count_newlines(file.take(length)).map_err(|error| AuditError::io("read", &segment.path, &error))?;
+    // Records have no gaps, and the segment is named after its first one.
+    Ok(segment.first_seq.saturating_add(records).saturating_sub(1))
+}
+
+fn count_newlines(mut file: impl Read) -> io::Result<u64> {
+    let (mut records, mut chunk) = (0_u64, vec![0; 1 << 18]);
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return Ok(records),
+            Ok(read) => {
+                let newlines = memchr::memchr_iter(b'\n', chunk.get(..read).unwrap_or_default()).count();
+                records = records.saturating_add(newlines as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

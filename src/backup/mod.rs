@@ -13,6 +13,7 @@ pub mod commit;
 pub mod compress;
 pub mod digest;
 pub mod dump;
+pub mod expiry;
 pub mod form;
 pub mod grants;
 pub mod keep;

@@ -72,8 +72,6 @@ pub struct Begun {
     pub job: String,
     /// The database's name in the configuration.
     pub database: String,
-    /// The server's identity.
-    pub system_identifier: String,
     /// The subject's table, `schema.name`.
     pub table: String,
     /// The hash of the job's settings.
@@ -82,6 +80,8 @@ pub struct Begun {
     pub key: KeyId,
     /// The subject.
     pub token: Token,
+    /// The last record of the audit log by then: what was done stands after it.
+    pub audit: u64,
 }
 
 /// The end of a chain of lines: where the next one goes.
@@ -180,11 +180,11 @@ mod tests {
             request: Uuid::nil(),
             job: "erase-users".to_owned(),
             database: "main".to_owned(),
-            system_identifier: "7439000000000000000".to_owned(),
             table: "public.users".to_owned(),
             policy: "sha256:ab".to_owned(),
             key: "2026-0123456789abcdef".parse().unwrap(),
             token: "11".repeat(32).parse().unwrap(),
+            audit: 7,
         })
     }
 
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(lines[1].clone()).unwrap(),
             format!(
-                r#"{{"v":1,"seq":2,"ts":"2026-11-21T09:00:00Z","prev":"{head}","event":{{"begun":{{"request":"00000000-0000-0000-0000-000000000000","job":"erase-users","database":"main","system_identifier":"7439000000000000000","table":"public.users","policy":"sha256:ab","key":"2026-0123456789abcdef","token":"{}"}}}}}}"#,
+                r#"{{"v":1,"seq":2,"ts":"2026-11-21T09:00:00Z","prev":"{head}","event":{{"begun":{{"request":"00000000-0000-0000-0000-000000000000","job":"erase-users","database":"main","table":"public.users","policy":"sha256:ab","key":"2026-0123456789abcdef","token":"{}","audit":7}}}}}}"#,
                 "11".repeat(32)
             )
         );

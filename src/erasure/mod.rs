@@ -22,11 +22,16 @@
 //! backup knows of it. Each step is one transaction that holds the leader's fence, the request's lease
 //! and the legal holds, does its work and writes its row; a step that is done is not done again.
 
+pub mod certificate;
+pub mod copies;
 pub mod entry;
+pub mod host;
 pub mod memory;
 pub mod proof;
 pub mod recall;
 pub mod request;
+pub mod residue;
+pub mod sealed;
 pub mod token;
 
 pub use proof::{

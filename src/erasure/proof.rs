@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use super::request::{Identifiers, RequestId, RequestState, SubjectKey};
+use crate::job::JobContext;
 
 /// What proves an erasure, and makes it last.
 pub trait Proof: Send + Sync {
@@ -17,20 +18,36 @@ pub trait Proof: Send + Sync {
 
     /// Makes it durable on the host that a subject is about to be erased, so that a restore from an
     /// older backup knows of it. Called before the first destructive step, again by each attempt:
-    /// repeating it changes nothing.
-    fn remember<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<(), ProofError>>;
+    /// repeating it changes nothing. Answers with what the audit record says of the entry.
+    fn remember<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>>;
 
-    /// Searches what is left of a subject; reads only, and answers with counts, never values.
+    /// Searches what is left of subjects, all in one pass; reads only, and answers for each with
+    /// counts, never values.
     fn scan<'a>(
         &'a self,
         connection: &'a mut PgConnection,
-        scope: &'a ScanScope,
-        identifiers: &'a Identifiers,
-    ) -> BoxFuture<'a, Result<Residue, ProofError>>;
+        searches: &'a [Search],
+    ) -> BoxFuture<'a, Result<Vec<Residue>, ProofError>>;
+
+    /// Keeps what a second scan needs apart from the database; what it answers with is kept there,
+    /// and means nothing by itself. Called after the scan and before the transaction that closes the
+    /// request.
+    fn seal<'a>(&'a self, request: RequestId, search: &'a Search)
+    -> BoxFuture<'a, Result<Option<Vec<u8>>, ProofError>>;
 
     /// Closes the host's entry and signs the certificate, which is kept with the request. Called
     /// before the transaction that closes the request, again by each attempt.
+    ///
+    /// Answers with `{"sha256": …, "document": TEXT}`: the signature is over the bytes of the text.
     fn certify<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>>;
+
+    /// Does what is to be done after the requests of a run, also when there was none: recipients are
+    /// told, objects deleted, second scans made, the ledger copied to the stores. Answers with what
+    /// the run's report says of it.
+    fn attend<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Value, ProofError>> {
+        let _ = context;
+        Box::pin(std::future::ready(Ok(Value::Null)))
+    }
 }
 
 /// Who is meant: a row of the subject's table, by its key.
@@ -86,6 +103,10 @@ pub struct Account {
     pub state: RequestState,
     /// Why, where it is not plainly completed.
     pub reason: Option<String>,
+    /// Who asked.
+    pub requested_by: String,
+    /// By how many months the deadline was extended.
+    pub extended_months: i16,
     /// Whether the subject's row was there; unknown before the work began.
     pub found: Option<bool>,
     /// When it was received.
@@ -104,6 +125,8 @@ pub struct Account {
     pub schema_digest: String,
     /// What was done, in order.
     pub steps: Vec<StepAccount>,
+    /// The holds that keep rows of the subject.
+    pub holds: Vec<uuid::Uuid>,
     /// What was kept on purpose.
     pub kept: Vec<Kept>,
     /// What the first scan found.
@@ -148,6 +171,15 @@ pub struct ScanScope {
     pub changed: Vec<Oid>,
 }
 
+/// One subject that a scan looks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Search {
+    /// Where.
+    pub scope: ScanScope,
+    /// For what.
+    pub identifiers: Identifiers,
+}
+
 /// What a scan found. Counts only.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Residue {
@@ -155,6 +187,18 @@ pub struct Residue {
     pub places: Vec<ResiduePlace>,
     /// What could not be searched, and why.
     pub unsearched: Vec<String>,
+    /// How many tables, partitions and materialised views were looked at.
+    #[serde(default)]
+    pub tables: u64,
+    /// How many of their columns can hold text.
+    #[serde(default)]
+    pub columns: u64,
+    /// How many identifiers were searched for.
+    #[serde(default)]
+    pub identifiers: u64,
+    /// How many were not, because a text that short means nobody.
+    #[serde(default)]
+    pub too_short: u64,
 }
 
 /// A column in which an identifier was found.
@@ -170,6 +214,9 @@ pub struct ResiduePlace {
     pub count: u64,
     /// Whether it stays there on purpose.
     pub kept: bool,
+    /// What removes it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
 }
 
 impl Residue {

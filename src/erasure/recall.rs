@@ -295,11 +295,11 @@ mod tests {
             request: Uuid::from_u128(request),
             job: "erase-users".to_owned(),
             database: database.to_owned(),
-            system_identifier: "1".to_owned(),
             table: "public.users".to_owned(),
             policy: "sha256:ab".to_owned(),
             key: "2026-0123456789abcdef".parse().unwrap(),
             token: "11".repeat(32).parse().unwrap(),
+            audit: 1,
         }
     }
 
