@@ -3,6 +3,7 @@
 
 mod desk;
 mod fleet;
+pub mod proof;
 mod reload;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use crate::config::{Config, JobSettings};
 use crate::control::{self, ControlSocket, SocketError};
 use crate::http::{self, Sight};
 use crate::job::Approval;
+use crate::jobs::KindSettings;
 use crate::jobs::build::{Surroundings, build};
 use crate::lifecycle;
 use crate::runner::{RunnableJob, SameJob, Sharing, Stops};
@@ -154,6 +156,7 @@ pub fn runnable(config: &Config, settings: &JobSettings) -> RunnableJob {
         timezone: settings.schedule.timezone().clone(),
         stores: stores.collect(),
         throttle: settings.throttle.clone(),
+        proof: matches!(settings.kind, KindSettings::Erasure(_)).then(|| proof::of(config, settings)),
     };
     RunnableJob {
         name: settings.name.clone(),

@@ -33,6 +33,8 @@ pub enum Kind {
     Transition,
     /// Streams `pg_dump` to a store.
     Backup,
+    /// Erases people who asked for it.
+    Erasure,
     /// Makes partitions ahead of the time they are needed.
     Partitions,
 }
@@ -45,6 +47,7 @@ impl Kind {
             Self::Retention => "retention",
             Self::Transition => "transition",
             Self::Backup => "backup",
+            Self::Erasure => "erasure",
             Self::Partitions => "partitions",
         }
     }
@@ -53,7 +56,7 @@ impl Kind {
     /// policy.
     #[must_use]
     pub fn is_destructive(self) -> bool {
-        matches!(self, Self::Retention | Self::Transition)
+        matches!(self, Self::Retention | Self::Transition | Self::Erasure)
     }
 }
 

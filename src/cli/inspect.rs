@@ -10,6 +10,7 @@ use super::site::{database_failure, job};
 use super::{Exit, Failure, bad_configuration, counted, output};
 use crate::config::{Config, JobSettings};
 use crate::job::Outcome;
+use crate::jobs::KindSettings;
 use crate::ledger::lag;
 use crate::ledger::runs::{self, HistoryFilter, RunRecord};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
@@ -201,7 +202,7 @@ async fn read_history(
 
 pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failure> {
     let now = Timestamp::now();
-    let (mut entries, mut worst) = (Vec::new(), Exit::Green);
+    let (mut entries, mut outlooks, mut worst) = (Vec::new(), Vec::new(), Exit::Green);
     let daemon = daemon_status(config).await;
     let mut paused = Vec::new();
     for settings in config.databases.values() {
@@ -233,8 +234,22 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
             worst = Exit::NotGreen;
         }
         let next = settings.schedule.next_after(now).map(|slot| slot.scheduled_for);
+        if let KindSettings::Erasure(_) = &settings.kind {
+            // What cannot be read is said by the job's line already.
+            let outlook = super::erasure::outlook(target, &settings.name).await.unwrap_or(None);
+            if outlook.as_ref().is_some_and(|outlook| outlook.overdue > 0) {
+                worst = Exit::NotGreen;
+            }
+            outlooks.extend(outlook.map(|outlook| (&settings.name, outlook)));
+        }
         entries.push((settings, record, trouble, next, behind));
     }
+    let outlook_of = |job: &JobName| {
+        outlooks
+            .iter()
+            .find(|(name, _)| *name == job)
+            .map(|(_, outlook)| outlook)
+    };
     if as_json {
         let jobs: Vec<Value> = entries
             .iter()
@@ -242,6 +257,7 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
                 json!({
                     "job": settings.name, "database": settings.database, "last": record, "error": trouble, "next": next,
                     "over_retention_seconds": behind, "paused_until": paused_until(&settings.name),
+                    "requests": outlook_of(&settings.name),
                 })
             })
             .collect();
@@ -272,6 +288,9 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
         })
         .collect();
     output::table(&["JOB", "DATABASE", "LAST", "AT", "NEXT", "BEHIND", "REASON"], &rows);
+    for (job, outlook) in outlooks.iter().filter(|(_, outlook)| outlook.open > 0) {
+        output::line(&super::erasure::stand(job, outlook, now));
+    }
     output::line("");
     print_daemon(&daemon);
     Ok(worst)

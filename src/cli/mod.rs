@@ -8,6 +8,7 @@ mod control;
 #[cfg(feature = "demo")]
 mod demo;
 mod doctor;
+mod erasure;
 mod hold;
 mod inspect;
 mod output;
@@ -93,6 +94,9 @@ enum Verb {
     /// Legal holds: place, release, list them.
     #[command(subcommand)]
     Hold(hold::HoldVerb),
+    /// Erasure of people: list, plan, request, extend, reject.
+    #[command(subcommand)]
+    Erasure(erasure::ErasureVerb),
     /// Let the daemon read the configuration again; a bad one leaves the old one in force.
     Reload,
     /// Take a job off its schedule for a while; each slot meanwhile gets a row as skipped.
@@ -450,6 +454,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             };
             inspect::history(&load(file)?, &filter, json).await
         }
+        Verb::Erasure(verb) => erasure::erasure(&load(file)?, verb, json).await,
         Verb::Hold(verb) => hold::hold(&load(file)?, &verb, json).await,
         Verb::Reload => control::reload(file, json).await,
         Verb::Pause(arguments) => {

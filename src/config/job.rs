@@ -9,7 +9,7 @@ use super::policy::{self, Policy};
 use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
-use super::{backup, partitions, retention, throttle, transition};
+use super::{backup, erasure, partitions, retention, throttle, transition};
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
@@ -19,11 +19,16 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 4] = [Kind::Retention, Kind::Transition, Kind::Backup, Kind::Partitions];
+const KINDS: [Kind; 5] = [
+    Kind::Retention,
+    Kind::Transition,
+    Kind::Erasure,
+    Kind::Backup,
+    Kind::Partitions,
+];
 
 /// Kinds of the design that this version does not have.
-const PLANNED: [&str; 8] = [
-    "erasure",
+const PLANNED: [&str; 7] = [
     "rollup",
     "refresh",
     "export",
@@ -144,7 +149,7 @@ pub(super) fn read<'a>(name: Option<JobName>, field: &Field<'a>, scope: &Scope<'
         .map_or_else(|| Some(Throttle::default()), throttle::read);
     let kind = kind(&mut section, scope);
     if let (Some(field), Some(kind)) = (&throttle_field, &kind)
-        && !kind.kind().is_destructive()
+        && !matches!(kind, KindSettings::Retention(_) | KindSettings::Transition(_))
     {
         let problem = format!("a {} does not work on rows and cannot yield", kind.kind().as_str());
         field.error(&problem, "leave it out");
@@ -244,12 +249,13 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Retention => retention::read(field, scope).map(KindSettings::Retention),
             Kind::Transition => transition::read(field).map(KindSettings::Transition),
             Kind::Backup => backup::read(field, scope).map(KindSettings::Backup),
+            Kind::Erasure => erasure::read(field).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
         })
         .collect();
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
-        let help = "add one of retention, transition, backup and partitions";
+        let help = "add one of retention, transition, erasure, backup and partitions";
         let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
         section.lacks(&keys, message, help.to_owned());
     }

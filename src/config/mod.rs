@@ -9,6 +9,7 @@ mod backup;
 mod daemon;
 mod database;
 mod digest;
+mod erasure;
 mod field;
 mod finding;
 mod job;

@@ -2,7 +2,7 @@
 //! hold a subject, behind the one way that the engine knows ([`Proof`]).
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -13,10 +13,12 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 use tokio::sync::OnceCell;
 
+use super::afterwards;
 use super::certificate::{self, Certificate, Circumstances, Signed};
 use super::copies::{self, BackupSource, Holdings};
 use super::entry::Begun;
 use super::memory::{Memory, MemoryError};
+use super::outbox::Recipients;
 use super::proof::{Account, Proof, ProofError, Residue, Search, Subject, SubjectToken};
 use super::recall::Recall;
 use super::request::RequestId;
@@ -24,6 +26,7 @@ use super::residue;
 use super::sealed::Sealed;
 use super::token::{self, Malformed};
 use crate::audit::{self, PublicKey, Signer, file};
+use crate::job::{JobContext, JobError};
 use crate::postgres::sqlstate::DatabaseError;
 
 /// How long one pass over the database may take.
@@ -43,7 +46,7 @@ pub struct HostSettings {
     /// Where backups of the job's database lie.
     pub backups: Vec<BackupSource>,
     /// Who is told of each erasure.
-    pub recipients: Vec<String>,
+    pub recipients: Recipients,
 }
 
 /// The proof of erasures on this host. Opened for a run.
@@ -106,6 +109,12 @@ impl HostProof {
         &self.sealed
     }
 
+    /// Who is told of each erasure.
+    #[must_use]
+    pub fn recipients(&self) -> &Recipients {
+        &self.settings.recipients
+    }
+
     /// Where backups of the job's database lie.
     #[must_use]
     pub fn backups(&self) -> &[BackupSource] {
@@ -161,7 +170,7 @@ impl HostProof {
                 .finished_at
                 .and_then(|at| at.checked_add(SECOND_SCAN_AFTER).ok()),
             copies: holdings.of(account, &server.archives),
-            recipients: self.settings.recipients.clone(),
+            recipients: self.settings.recipients.keys().map(ToString::to_string).collect(),
         };
         let document = Certificate::new(account.clone(), circumstances, self.signer.public());
         let signed = self.keep(&format!("{}.json", account.request), &document)?;
@@ -282,7 +291,8 @@ impl Proof for HostProof {
     fn certify<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>> {
         async move { Ok(self.certify_account(account).await?) }.boxed()
     }
-}
 
-/// How the engine opens the proof for a run.
-pub type OpenProof = Arc<dyn Fn() -> Result<Arc<dyn Proof>, ProofError> + Send + Sync>;
+    fn attend<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Value, JobError>> {
+        afterwards::attend(self, context).boxed()
+    }
+}

@@ -22,19 +22,38 @@
 //! backup knows of it. Each step is one transaction that holds the leader's fence, the request's lease
 //! and the legal holds, does its work and writes its row; a step that is done is not done again.
 
+pub mod afterwards;
 pub mod certificate;
+mod close;
 pub mod copies;
+pub mod deadline;
+pub mod desk;
+mod drift;
 pub mod entry;
+pub mod execute;
 pub mod host;
+pub mod init;
+pub mod intake;
+pub mod mask;
 pub mod memory;
+mod order;
+pub mod outbox;
+pub mod plan;
+mod preflight;
 pub mod proof;
+pub mod reach;
 pub mod recall;
 pub mod request;
 pub mod residue;
+pub mod rule;
+pub mod run;
+mod scope;
 pub mod sealed;
+mod statement;
+mod steps;
 pub mod token;
 
 pub use proof::{
-    Account, Kept, Proof, ProofError, Residue, ResiduePlace, ScanScope, StepAccount, Subject, SubjectToken,
+    Account, Kept, Proof, ProofError, Residue, ResiduePlace, ScanScope, Search, StepAccount, Subject, SubjectToken,
 };
 pub use request::{Identifier, Identifiers, RequestId, RequestState, SubjectKey};

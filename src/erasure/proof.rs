@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use super::request::{Identifiers, RequestId, RequestState, SubjectKey};
-use crate::job::JobContext;
+use crate::job::{JobContext, JobError};
 
 /// What proves an erasure, and makes it last.
 pub trait Proof: Send + Sync {
@@ -44,7 +44,7 @@ pub trait Proof: Send + Sync {
     /// Does what is to be done after the requests of a run, also when there was none: recipients are
     /// told, objects deleted, second scans made, the ledger copied to the stores. Answers with what
     /// the run's report says of it.
-    fn attend<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Value, ProofError>> {
+    fn attend<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Value, JobError>> {
         let _ = context;
         Box::pin(std::future::ready(Ok(Value::Null)))
     }

@@ -7,11 +7,16 @@ use futures::FutureExt;
 
 use super::KindSettings;
 use super::backup::{BackupJob, BackupSettings, OpenStore};
+use super::erasure::{ErasureJob, OpenProof};
 use super::partitions::PartitionsJob;
 use super::retention::{RetentionJob, RetentionSettings};
 use super::transition::TransitionJob;
 use crate::backup::parts::PartSizes;
 use crate::batch::Throttle;
+use crate::erasure::Proof;
+use crate::erasure::host::{self, HostProof, HostSettings};
+use crate::erasure::memory::MemoryError;
+use crate::erasure::rule::Rule;
 use crate::job::Job;
 use crate::store::{StoreError, StoreSettings};
 use crate::values::{Name, Timezone};
@@ -27,6 +32,8 @@ pub struct Surroundings {
     pub stores: BTreeMap<Name, StoreSettings>,
     /// When a job that works on rows yields.
     pub throttle: Throttle,
+    /// Where the proof of erasures lies; only a job that erases has it.
+    pub proof: Option<HostSettings>,
 }
 
 /// Builds the job that its settings describe.
@@ -38,8 +45,27 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
             Arc::new(TransitionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
         }
         KindSettings::Backup(settings) => Arc::new(backup(settings, surroundings)),
+        KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),
     }
+}
+
+fn erasure(rule: &Rule, surroundings: &Surroundings) -> ErasureJob {
+    let settings = surroundings.proof.clone();
+    let open_proof: OpenProof = Arc::new(move || {
+        let settings = settings.clone();
+        async move {
+            let settings = settings.ok_or_else(|| MemoryError {
+                operation: "open the ledger of erasures".to_owned(),
+                cause: "nobody said where it lies".to_owned(),
+                remedy: "this is a fault of pgreeve, please report it".to_owned(),
+            })?;
+            let proof = host::blocking(move || HostProof::open(settings)).await?;
+            Ok(Arc::new(proof) as Arc<dyn Proof>)
+        }
+        .boxed()
+    });
+    ErasureJob::new(rule.clone(), surroundings.timezone.clone(), open_proof)
 }
 
 fn retention(settings: &RetentionSettings, surroundings: &Surroundings) -> RetentionJob {

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod build;
+pub mod erasure;
 pub mod partitions;
 pub mod retention;
 pub mod transition;
@@ -12,6 +13,7 @@ use self::backup::BackupSettings;
 use self::partitions::PartitionsSettings;
 use self::retention::RetentionSettings;
 use self::transition::TransitionSettings;
+use crate::erasure::rule::Rule;
 use crate::job::Kind;
 use crate::values::{Name, fingerprint};
 
@@ -25,6 +27,8 @@ pub enum KindSettings {
     Transition(TransitionSettings),
     /// `backup = { … }`
     Backup(BackupSettings),
+    /// `erasure = { … }`
+    Erasure(Box<Rule>),
     /// `partitions = { … }`
     Partitions(PartitionsSettings),
 }
@@ -37,6 +41,7 @@ impl KindSettings {
             Self::Retention(_) => Kind::Retention,
             Self::Transition(_) => Kind::Transition,
             Self::Backup(_) => Kind::Backup,
+            Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
         }
     }
@@ -46,7 +51,7 @@ impl KindSettings {
     pub fn stores(&self) -> Vec<(&'static str, &Name)> {
         match self {
             Self::Retention(settings) => settings.stores(),
-            Self::Transition(_) | Self::Partitions(_) => Vec::new(),
+            Self::Transition(_) | Self::Erasure(_) | Self::Partitions(_) => Vec::new(),
             Self::Backup(settings) => vec![("store", &settings.store)],
         }
     }

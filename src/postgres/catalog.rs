@@ -9,6 +9,7 @@ pub mod leaves;
 pub mod managed;
 mod nearest;
 pub mod partitions;
+pub mod references;
 
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;

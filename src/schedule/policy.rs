@@ -57,6 +57,7 @@ impl Overlap {
 #[must_use]
 pub fn priority(kind: Kind) -> u8 {
     match kind {
+        Kind::Erasure => 0,
         Kind::Backup | Kind::Partitions => 1,
         Kind::Retention => 2,
         Kind::Transition => 3,

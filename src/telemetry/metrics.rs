@@ -20,6 +20,10 @@ const START_DELAY: &str = "pgreeve_start_delay_seconds";
 const ROWS: &str = "pgreeve_rows_changed_total";
 const ROWS_LEFT: &str = "pgreeve_rows_past_limit";
 const BACKUP_BYTES: &str = "pgreeve_backup_bytes";
+const ERASURES_OPEN: &str = "pgreeve_erasure_requests_open";
+const ERASURES_OVERDUE: &str = "pgreeve_erasure_requests_overdue";
+const ERASURE_OLDEST: &str = "pgreeve_erasure_oldest_received_timestamp_seconds";
+const ERASURE_DUE: &str = "pgreeve_erasure_next_due_timestamp_seconds";
 const LEADER: &str = "pgreeve_is_leader";
 const EPOCH: &str = "pgreeve_leader_epoch";
 const TICK: &str = "pgreeve_dispatcher_last_tick_timestamp_seconds";
@@ -53,6 +57,13 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
         "Rows that the job's last run found still due; counted up to 10001."
     );
     describe_gauge!(BACKUP_BYTES, "The stored size of the job's last backup.");
+    describe_gauge!(ERASURES_OPEN, "Requests for erasure that the job's last run left open.");
+    describe_gauge!(ERASURES_OVERDUE, "Those of them whose deadline has passed.");
+    describe_gauge!(ERASURE_OLDEST, "When the oldest open request for erasure was received.");
+    describe_gauge!(
+        ERASURE_DUE,
+        "When the next open request for erasure is due; alert before that."
+    );
     describe_gauge!(LEADER, "Whether this instance leads the database.");
     describe_gauge!(EPOCH, "The epoch in which this instance last led the database.");
     describe_gauge!(TICK, "When the database's schedules were last evaluated.");
@@ -107,6 +118,7 @@ pub fn run_ended(job: &str, outcome: Outcome, took: Duration, report: &serde_jso
     {
         counter!(ROWS, "job" => job.to_owned()).increment(rows);
     }
+    requests_stand(job, report);
     if let Some(left) = report.get("remaining").and_then(serde_json::Value::as_f64) {
         gauge!(ROWS_LEFT, "job" => job.to_owned()).set(left);
     }
@@ -114,6 +126,23 @@ pub fn run_ended(job: &str, outcome: Outcome, took: Duration, report: &serde_jso
         && let Some(bytes) = report.get("bytes").and_then(serde_json::Value::as_f64)
     {
         gauge!(BACKUP_BYTES, "job" => job.to_owned()).set(bytes);
+    }
+}
+
+/// How the requests of an erasure stand after a run; nothing for any other kind.
+fn requests_stand(job: &str, report: &serde_json::Value) {
+    let number = |key: &str| report.get(key).and_then(serde_json::Value::as_f64);
+    let (Some(open), Some(overdue)) = (number("open"), number("overdue")) else {
+        return;
+    };
+    gauge!(ERASURES_OPEN, "job" => job.to_owned()).set(open);
+    gauge!(ERASURES_OVERDUE, "job" => job.to_owned()).set(overdue);
+    for (name, key) in [(ERASURE_OLDEST, "oldest_received_at"), (ERASURE_DUE, "next_due_at")] {
+        let at = report
+            .get(key)
+            .and_then(serde_json::Value::as_str)
+            .and_then(|text| text.parse().ok());
+        gauge!(name, "job" => job.to_owned()).set(at.map_or(f64::NAN, seconds));
     }
 }
 

@@ -132,6 +132,7 @@ fn the_shipped_configuration_loads_without_a_warning() {
         jobs,
         [
             "abandon-sessions",
+            "erase-users",
             "nightly-backup",
             "purge-consents",
             "purge-events",
@@ -272,7 +273,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, backup and partitions",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, backup and partitions",
         ]
     );
 }
@@ -304,7 +305,7 @@ fn mistakes_in_the_syntax_do_not_hide_the_others() {
 #[test]
 fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
     for (job, part) in [
-        ("erasure = {}", "`jobs.j.erasure` is not available in this version"),
+        ("rollup = {}", "`jobs.j.rollup` is not available in this version"),
         (
             "backup = { store = \"s\", bandwidth = \"1\" }",
             "`jobs.j.backup.bandwidth` is not available",

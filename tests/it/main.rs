@@ -20,6 +20,7 @@ mod config;
 mod contents;
 mod control;
 mod daemon;
+mod erasure;
 mod erasure_proof;
 mod failover;
 mod partitions;

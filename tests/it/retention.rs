@@ -6,7 +6,7 @@ mod brakes;
 pub mod contention;
 mod elsewhere;
 mod equivalence;
-mod holds;
+pub mod holds;
 mod keeps;
 mod killed;
 mod objects;

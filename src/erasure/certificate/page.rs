@@ -48,7 +48,7 @@ fn escape(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-fn line(label: &str, value: impl ToString) -> (String, String) {
+fn line(label: &str, value: impl std::fmt::Display) -> (String, String) {
     (label.to_owned(), value.to_string())
 }
 

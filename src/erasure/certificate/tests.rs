@@ -149,7 +149,7 @@ fn a_certificate_is_checked_with_the_public_key_alone_and_every_byte_counts() {
             }
         }
         assert!(Signed::found(format!("{}\n", signed.text())).verify(&key).is_err());
-        let (_other_dir, other) = self::signer();
+        let (_other_dir, other) = super::tests::signer();
         assert!(matches!(signed.verify(&other.public()), Err(NotProven::Signature(_))));
     }
 }
@@ -157,9 +157,9 @@ fn a_certificate_is_checked_with_the_public_key_alone_and_every_byte_counts() {
 #[test]
 fn openssl_agrees() {
     let (dir, signer) = signer();
-    let signed = sign(&example(signer.public()), &signer).unwrap();
+    let document = sign(&example(signer.public()), &signer).unwrap();
     let path = dir.path().join("certificate.json");
-    std::fs::write(&path, signed.text()).unwrap();
+    std::fs::write(&path, document.text()).unwrap();
     let script = "head -n -2 certificate.json > signed
         tail -n 2 certificate.json | head -n 1 | tr -dc 0-9a-f | tail -c 128 | xxd -r -p > signature
         openssl pkeyutl -verify -pubin -inkey public.key -rawin -in signed -sigfile signature";

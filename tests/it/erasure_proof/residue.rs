@@ -211,13 +211,12 @@ async fn what_cannot_be_searched_is_said_and_is_not_clean() {
         ..database.target.clone()
     };
     let mut session = Session::open(&target, &SessionSettings::control("test")).await.unwrap();
-    let (scope, identifiers) = (ScanScope::default(), alice());
-    let search = Search {
-        scope: &scope,
-        identifiers: &identifiers,
-    };
+    let searches = [Search {
+        scope: ScanScope::default(),
+        identifiers: alice(),
+    }];
     let deadline = Instant::now() + Duration::from_mins(1);
-    let found = scan(session.connection(), &[search], deadline).await.unwrap();
+    let found = scan(session.connection(), &searches, deadline).await.unwrap();
     assert_eq!(
         found[0].unsearched,
         [

@@ -1,0 +1,40 @@
+//! Where the proof of erasures lies on this host, from the configuration.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::FutureExt;
+
+use crate::config::{Config, JobSettings};
+use crate::erasure::copies::BackupSource;
+use crate::erasure::host::HostSettings;
+use crate::jobs::KindSettings;
+
+/// What the proof of a job's erasures is told: where it lies, and the backups of the job's database.
+#[must_use]
+pub fn of(config: &Config, settings: &JobSettings) -> HostSettings {
+    let beside = config.jobs.values().filter(|job| job.database == settings.database);
+    let backups = beside.filter_map(|job| {
+        let KindSettings::Backup(backup) = &job.kind else {
+            return None;
+        };
+        let store = config.stores.get(&backup.store)?.clone();
+        Some(BackupSource {
+            job: job.name.to_string(),
+            database: job.database.to_string(),
+            store: backup.store.to_string(),
+            open: Arc::new(move || {
+                let store = store.clone();
+                async move { store.open().await }.boxed()
+            }),
+            keep: backup.keep.as_ref().map(crate::jobs::backup::Keep::policy),
+            zone: job.schedule.timezone().rules().clone(),
+        })
+    });
+    HostSettings {
+        state_dir: config.daemon.state_dir.clone(),
+        instance: config.daemon.instance.clone(),
+        backups: backups.collect(),
+        recipients: BTreeMap::new(),
+    }
+}

@@ -1,0 +1,208 @@
+//! What finds a subject's rows, collected before the first of them goes, in one transaction.
+
+use std::collections::BTreeSet;
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::execute::{Trouble, Worker};
+use super::intake::write_status;
+use super::plan::ErasurePlan;
+use super::proof::Search;
+use super::request::Identifiers;
+use super::statement::requests::RequestTable;
+use super::statement::{Statements, identifier_source, source};
+use crate::job::JobError;
+use crate::ledger::erasures::{self, Request};
+
+/// How often the tables of a circle are walked before that is taken for a mistake.
+const MOST_ROUNDS: u32 = 10_000;
+
+/// Collects the scope of a request, or adds to it what has come since.
+pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Result<(), Trouble> {
+    let Some(subject) = &request.subject else {
+        return Err(Trouble::Permanent(
+            "the request's subject is not known any more".to_owned(),
+        ));
+    };
+    let (plan, rule, may_lock) = (worker.plan, worker.rule, worker.may_lock);
+    let statements = Statements::new(plan);
+    let Some(root) = plan.root() else {
+        return Err(Trouble::Permanent("the plan has no subject".to_owned()));
+    };
+    let key = source(root, std::slice::from_ref(&plan.key));
+    let mut transaction = worker.begin_on(request).await?;
+    let failed = |error| Trouble::of("collect what finds the subject", &error);
+    erasures::put(&mut transaction, request.id, &key, subject.expose())
+        .await
+        .map_err(failed)?;
+    let own = identifier_source(root, &plan.key);
+    erasures::put(&mut transaction, request.id, &own, subject.expose())
+        .await
+        .map_err(failed)?;
+    if may_lock && let Some(sql) = statements.lock_root() {
+        run(&mut transaction, sql, request).await?;
+    }
+    let found = match statements.root_exists() {
+        Some(sql) => sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql))
+            .persistent(false)
+            .bind(request.id.0)
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(Trouble::sql("look for the subject"))?,
+        None => false,
+    };
+    collect(&mut transaction, plan, request).await?;
+    for (place, column) in &plan.identifiers {
+        if let Some(sql) = statements.collect_identifiers(*place, column) {
+            run(&mut transaction, sql, request).await?;
+        }
+    }
+    let identifiers = erasures::identifiers(&mut transaction, request.id)
+        .await
+        .map_err(failed)?;
+    erasures::clear(&mut transaction, request.id, "pattern")
+        .await
+        .map_err(failed)?;
+    if let Some(pattern) = pattern(&identifiers) {
+        erasures::put(&mut transaction, request.id, "pattern", &pattern)
+            .await
+            .map_err(failed)?;
+    }
+    let pads = mask_pads().map_err(Trouble::Run)?;
+    erasures::resolved(&mut transaction, request.id, found, &pads)
+        .await
+        .map_err(failed)?;
+    if let (Some(table), Some(id), Some(word)) = (
+        RequestTable::new(plan, rule),
+        &request.source_id,
+        rule.requests.as_ref().and_then(|requests| requests.processing.as_ref()),
+    ) {
+        write_status(&mut transaction, &table, id, word, false)
+            .await
+            .map_err(failed)?;
+    }
+    transaction
+        .commit()
+        .await
+        .map_err(Trouble::sql("keep what finds the subject"))
+}
+
+async fn run(transaction: &mut PgConnection, sql: String, request: &Request) -> Result<u64, Trouble> {
+    let done = sqlx::query(AssertSqlSafe(sql))
+        .persistent(false)
+        .bind(request.id.0)
+        .execute(transaction)
+        .await
+        .map_err(Trouble::sql("collect what finds the subject"))?;
+    Ok(done.rows_affected())
+}
+
+/// Collects the values that rows in reach are referred to by, from the subject outwards. Tables that
+/// refer to each other in a circle are walked until nothing new is found.
+async fn collect(transaction: &mut PgConnection, plan: &ErasurePlan, request: &Request) -> Result<(), Trouble> {
+    let statements = Statements::new(plan);
+    let mut sources: Vec<(usize, &[String])> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for link in &plan.reach.links {
+        if seen.insert((link.parent, link.keys.clone())) {
+            sources.push((link.parent, &link.keys));
+        }
+    }
+    sources.sort_by_key(|(parent, _)| plan.reach.nodes.get(*parent).map(|node| node.depth));
+    // Breadth first, a source is complete when those nearer to the subject are, but for links that
+    // lead sidewards or back.
+    let depth = |place: usize| plan.reach.nodes.get(place).map_or(0, |node| node.depth);
+    let outwards = |link: &super::reach::Link| !link.follow || depth(link.child) > depth(link.parent);
+    let straight = plan.reach.links.iter().all(outwards);
+    for _ in 0..MOST_ROUNDS {
+        let mut new = 0;
+        for (parent, keys) in &sources {
+            if let Some(sql) = statements.collect(*parent, keys) {
+                new += run(&mut *transaction, sql, request).await?;
+            }
+        }
+        if straight || new == 0 {
+            return Ok(());
+        }
+    }
+    Err(Trouble::Permanent(
+        "the rows in reach of the subject do not end".to_owned(),
+    ))
+}
+
+/// A regular expression that matches each telling identifier as a whole.
+fn pattern(identifiers: &Identifiers) -> Option<String> {
+    let mut parts: Vec<String> = identifiers
+        .telling()
+        .map(|identifier| escaped(identifier.expose()))
+        .collect();
+    // The longest first: one may be the beginning of another.
+    parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
+    parts.dedup();
+    (!parts.is_empty()).then(|| format!("(?:{})", parts.join("|")))
+}
+
+/// A text that stands for itself in a regular expression of PostgreSQL.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for c in text.chars() {
+        if !c.is_alphanumeric() && c.is_ascii() {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+/// The two pads of HMAC-SHA256 under a key that is drawn now and kept nowhere else.
+fn mask_pads() -> Result<[u8; 128], JobError> {
+    let mut key = [0_u8; 64];
+    let failed = |cause: String| JobError::permanent("draw a key for the masks", cause);
+    let drawn = getrandom(&mut key, GetRandomFlags::empty()).map_err(|error| failed(error.to_string()))?;
+    if drawn != key.len() {
+        return Err(failed("the kernel gave too few random bytes".to_owned()));
+    }
+    let mut pads = [0_u8; 128];
+    let (inner, outer) = pads.split_at_mut(64);
+    for ((inner, outer), byte) in inner.iter_mut().zip(outer).zip(key) {
+        (*inner, *outer) = (byte ^ 0x36, byte ^ 0x5c);
+    }
+    Ok(pads)
+}
+
+/// What a scan looks for.
+pub(super) async fn search(
+    connection: &mut PgConnection,
+    plan: &ErasurePlan,
+    request: &Request,
+) -> Result<Search, Trouble> {
+    let identifiers = erasures::identifiers(connection, request.id)
+        .await
+        .map_err(|error| Trouble::of("read what finds the subject", &error))?;
+    Ok(Search {
+        scope: plan.scan_scope(),
+        identifiers,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erasure::request::Identifier;
+
+    #[test]
+    fn a_pattern_matches_telling_identifiers_literally_and_the_longest_first() {
+        let of = |values: &[&str]| {
+            let identifiers = values.iter().map(|value| Identifier::new("t.c", (*value).to_owned()));
+            pattern(&Identifiers(identifiers.collect()))
+        };
+        assert_eq!(of(&["42", "jane"]), None);
+        assert_eq!(
+            of(&["jane.d@x.org", "jane.d@x.org.uk"]).unwrap(),
+            r"(?:jane\.d\@x\.org\.uk|jane\.d\@x\.org)"
+        );
+        assert_eq!(of(&["a|b(c)*"]).unwrap(), r"(?:a\|b\(c\)\*)");
+        assert_eq!(of(&["Jürgen Groß"]).unwrap(), r"(?:Jürgen\ Groß)");
+    }
+}
