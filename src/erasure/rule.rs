@@ -108,7 +108,7 @@ impl FromStr for ColumnName {
 impl fmt::Display for ColumnName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(table) = &self.table {
-            write!(f, "{table}.")?;
+            write!(f, "{}.", plain_table(table))?;
         }
         f.write_str(&plain(&self.column))
     }
@@ -180,7 +180,7 @@ impl FromStr for Edge {
 
 impl fmt::Display for Edge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.child, plain(&self.column))?;
+        write!(f, "{}.{}", plain_table(&self.child), plain(&self.column))?;
         let last = self.path.iter().rposition(|step| matches!(step, PathStep::Member(_)));
         for (place, step) in self.path.iter().enumerate() {
             match step {
@@ -191,7 +191,7 @@ impl fmt::Display for Edge {
                 }
             }
         }
-        write!(f, " = {}.{}", self.parent, plain(&self.key))
+        write!(f, " = {}.{}", plain_table(&self.parent), plain(&self.key))
     }
 }
 
@@ -266,12 +266,19 @@ fn bad_column(text: &str) -> ValueError {
     }
 }
 
+/// A name as it is read again: in double quotes where it holds more than letters, digits, `_`.
 fn plain(name: &str) -> String {
-    TableName {
-        schema: None,
-        name: name.to_owned(),
+    if name.chars().all(|c| c.is_alphanumeric() || c == '_') {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
     }
-    .to_string()
+}
+
+/// A table's name as it is read again beside other signs.
+fn plain_table(table: &TableName) -> String {
+    let schema = table.schema.iter().map(|schema| plain(schema) + ".");
+    schema.chain([plain(&table.name)]).collect()
 }
 
 fn table_of(mut parts: Vec<String>) -> Result<Option<TableName>, ()> {
