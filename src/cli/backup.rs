@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::run::{job_failure, open_audit, show_progress};
+use super::record::open_audit;
+use super::run::{job_failure, show_progress};
 use super::site::target;
 use super::{Exit, Failure, RestoreArguments, actor, output};
 use crate::audit::{AuditLog, Entry, RecordKind};

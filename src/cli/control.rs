@@ -6,7 +6,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::run::{look, open_audit};
+use super::record::open_audit;
+use super::run::look;
 use super::site::{database_failure, job, target};
 use super::{Exit, Failure, actor, output};
 use crate::config::{Config, DaemonSettings};
@@ -286,6 +287,6 @@ fn refusal_failure(refusal: &Refusal) -> Failure {
 fn recovery_failure(error: &RecoveryError) -> Failure {
     match error {
         RecoveryError::Ledger(error) => database_failure("the ledger", error),
-        RecoveryError::Audit(error) => super::run::audit_failure(error),
+        RecoveryError::Audit(error) => super::record::audit_failure(error),
     }
 }

@@ -8,7 +8,8 @@ use serde_json::json;
 use sqlx::Connection;
 use uuid::Uuid;
 
-use super::run::{audit_failure, job_failure, look, open_audit};
+use super::record::{audit_failure, open_audit};
+use super::run::{job_failure, look};
 use super::site::{database_failure, job, target};
 use super::{Exit, Failure, actor, output, parse_instant, parse_job};
 use crate::audit::{AuditLog, Entry, RecordKind};

@@ -5,7 +5,8 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection};
 use uuid::Uuid;
 
-use super::run::{audit_failure, look, open_audit};
+use super::record::{audit_failure, open_audit};
+use super::run::look;
 use super::site::{database_failure, target};
 use super::{Exit, Failure, actor, output};
 use crate::audit::{Entry, RecordKind};

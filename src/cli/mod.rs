@@ -14,6 +14,7 @@ mod inspect;
 mod output;
 mod prove;
 mod prune;
+mod record;
 mod run;
 mod shell;
 mod site;
@@ -407,7 +408,12 @@ pub fn main() -> ExitCode {
             return Exit::Failed.into();
         }
     };
-    let exit = runtime.block_on(dispatch(cli)).unwrap_or_else(|failure| {
+    let carried_out = runtime.block_on(async {
+        let carried_out = Box::pin(dispatch(cli)).await;
+        record::seal().await;
+        carried_out
+    });
+    let exit = carried_out.unwrap_or_else(|failure| {
         output::error(&failure.message, failure.remedy.as_deref());
         failure.exit
     });

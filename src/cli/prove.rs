@@ -7,7 +7,8 @@ use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use super::backup::{find, identities, record, store_failure};
-use super::run::{job_failure, open_audit, show_progress};
+use super::record::open_audit;
+use super::run::{job_failure, show_progress};
 use super::{Exit, Failure, VerifyArguments, output};
 use crate::audit::RecordKind;
 use crate::backup::manifest::Manifest;

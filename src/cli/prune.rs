@@ -6,7 +6,7 @@ use jiff_sqlx::Timestamp as SqlTimestamp;
 use serde_json::{Value, json};
 
 use super::backup::{no_backup_job, store_failure};
-use super::run::open_audit;
+use super::record::open_audit;
 use super::site::{database_failure, target};
 use super::{Exit, Failure, PruneArguments, actor, output};
 use crate::audit::RunRecorder;

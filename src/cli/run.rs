@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::control::{ask, call_failure};
+use super::record::{audit_failure, open_audit};
 use super::site::{database_failure, job, target};
 use super::{Exit, Failure, actor, output};
-use crate::audit::{AuditError, AuditLog, Entry, RecordKind};
+use crate::audit::{AuditLog, Entry, RecordKind};
 use crate::config::{Config, JobSettings};
 use crate::control::{CallError, Update, Verb, Why};
 use crate::daemon::{self, DaemonError};
@@ -136,14 +137,9 @@ pub(super) async fn approve(config: &Config, hash: &str, json: bool) -> Result<E
 /// Through the daemon where one runs and leads, else in this process.
 pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, json: bool) -> Result<Exit, Failure> {
     let settings = job(config, name)?;
-    if let Some(record) = run_in_the_daemon(config, settings, note.clone(), json).await? {
-        let outcome = record["outcome"].as_str().and_then(Outcome::from_word);
-        if json {
-            output::document(&json!({ "version": 1, "run": record }));
-        } else {
-            print_record(&record);
-        }
-        return Ok(outcome.map_or(Exit::Failed, Exit::from));
+    if let Some(answer) = run_in_the_daemon(config, settings, note.clone(), json).await? {
+        let outcome = answer["run"]["outcome"].as_str().and_then(Outcome::from_word);
+        return Ok(show_run(&answer["run"], outcome, answer["may_pass"] == true, json));
     }
     let audit = open_audit(config)?;
     let mut site = look(&settings.database, target(config, &settings.database)?).await?;
@@ -184,18 +180,22 @@ pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, j
         let _ = keeper.await;
     }
     let record = record?;
-    let exit = match record.outcome() {
-        // Whoever calls us may try again; the run's own attempts are used up.
-        Some(_) if record.may_pass => Exit::TryAgain,
-        Some(outcome) => outcome.into(),
-        None => Exit::Failed,
-    };
+    Ok(show_run(&json!(record), record.outcome(), record.may_pass, json))
+}
+
+/// Shows the record of a run, from this process or from the daemon.
+fn show_run(record: &Value, outcome: Option<Outcome>, may_pass: bool, json: bool) -> Exit {
     if json {
         output::document(&json!({ "version": 1, "run": record }));
     } else {
-        print_record(&json!(record));
+        print_record(record);
     }
-    Ok(exit)
+    match outcome {
+        // Whoever calls us may try again; the run's own attempts are used up.
+        Some(_) if may_pass => Exit::TryAgain,
+        Some(outcome) => outcome.into(),
+        None => Exit::Failed,
+    }
 }
 
 /// Confirms the lead until the work is done, so that no follower takes us for dead. When it is lost,
@@ -326,7 +326,6 @@ fn progress_line(unit: &str, done: u64, total: Option<u64>, elapsed: Duration) -
     format!("{done}{of} {unit} ({rate:.0} per second)")
 }
 
-/// A run record, from this process or from the daemon.
 fn print_record(record: &Value) {
     let text = |key: &str| record[key].as_str();
     output::labelled("run", text("run_id").unwrap_or_default());
@@ -361,19 +360,6 @@ pub(super) async fn look(database: &Name, target: &ConnectTarget) -> Result<Site
         system_identifier,
         fence: Fence { epoch: -1 },
     })
-}
-
-pub(super) fn open_audit(config: &Config) -> Result<AuditLog, Failure> {
-    AuditLog::open(&config.daemon.state_dir.join("audit"), &config.daemon.instance)
-        .map_err(|error| audit_failure(&error))
-}
-
-pub(super) fn audit_failure(error: &AuditError) -> Failure {
-    Failure::new(
-        Exit::Failed,
-        format!("the audit log cannot be used, so nothing runs: {error}"),
-    )
-    .with_remedy(error.remedy.clone())
 }
 
 pub(super) fn job_failure(error: &JobError) -> Failure {

@@ -164,7 +164,8 @@ impl Office {
             Refusal::new(Why::Failed, "the run ended without a record")
                 .with_remedy("the daemon's log says why; `pgreeve history` shows what the ledger has")
         };
-        Ok(json!(record.ok_or_else(unclosed)?))
+        let record = record.ok_or_else(unclosed)?;
+        Ok(json!({ "run": record, "may_pass": record.may_pass }))
     }
 
     async fn cancel(&self, run: RunId, actor: &str) -> Result<Value, Refusal> {
@@ -216,23 +217,41 @@ impl Desk for Office {
     fn answer(&self, verb: Verb, actor: String, watcher: Watcher) -> BoxFuture<'static, Result<Value, Refusal>> {
         let office = self.clone();
         Box::pin(async move {
-            match verb {
-                Verb::Status => Ok(office.status()),
-                Verb::Reload => office.reload(&actor).await,
-                Verb::Run { job, policy, note } => {
-                    let ask = RunNow {
-                        job,
-                        policy,
-                        note,
-                        actor,
-                    };
-                    office.run(ask, watcher).await
-                }
-                Verb::Pause { job, seconds, reason } => office.pause(&job, seconds, &reason, &actor).await,
-                Verb::Resume { job } => office.resume(&job, &actor).await,
-                Verb::Cancel { run } => office.cancel(run, &actor).await,
+            if verb == Verb::Status {
+                return Ok(office.status());
             }
+            let answer = office.carry_out(verb, actor, watcher).await;
+            office.seal().await;
+            answer
         })
+    }
+}
+
+impl Office {
+    async fn carry_out(&self, verb: Verb, actor: String, watcher: Watcher) -> Result<Value, Refusal> {
+        match verb {
+            Verb::Status => Ok(self.status()),
+            Verb::Reload => self.reload(&actor).await,
+            Verb::Run { job, policy, note } => {
+                let ask = RunNow {
+                    job,
+                    policy,
+                    note,
+                    actor,
+                };
+                self.run(ask, watcher).await
+            }
+            Verb::Pause { job, seconds, reason } => self.pause(&job, seconds, &reason, &actor).await,
+            Verb::Resume { job } => self.resume(&job, &actor).await,
+            Verb::Cancel { run } => self.cancel(run, &actor).await,
+        }
+    }
+
+    /// What an operator did is signed at once; what the schedule does, each hour.
+    async fn seal(&self) {
+        if let Err(error) = self.audit.append_checkpoint().await {
+            tracing::error!(error = %error, "the audit log could not be sealed");
+        }
     }
 }
 

@@ -599,3 +599,61 @@ async fn a_run_through_the_daemon_is_the_operators_own() {
     host.run(&["run", "purge"]).expect_code(0);
     assert_eq!(daemon.stop(), 0);
 }
+
+#[tokio::test]
+async fn a_run_that_may_succeed_later_says_so_with_and_without_a_daemon() {
+    let database = slow_events(5).await;
+    let config = config(&database, "0 0 1 1 *").await;
+    let host = Host::new(&config.replace("approval =", "retries = 0\nlock_timeout = \"200ms\"\napproval ="));
+    let mut blocker = database.connect().await;
+    let mut transaction = sqlx::Connection::begin(&mut blocker).await.unwrap();
+    sqlx::raw_sql("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    let alone = host.run(&["run", "purge", "--json"]).expect_code(75).json();
+    assert_eq!(alone["run"]["outcome"], "failed");
+    let daemon = leading(&host).await;
+    let through = host.run(&["run", "purge", "--json"]).expect_code(75).json();
+    assert_eq!(through["run"]["outcome"], "failed");
+    assert!(
+        daemon.log().contains("run finished"),
+        "it ran in the daemon: {}",
+        daemon.log()
+    );
+    transaction.rollback().await.unwrap();
+    host.run(&["run", "purge"]).expect_code(0);
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[tokio::test]
+async fn what_an_operator_does_is_sealed_at_once() {
+    let database = slow_events(5).await;
+    let host = Host::new(&config(&database, "0 0 1 1 *").await);
+    let policy = host.run(&["plan", "purge", "--json"]).expect_code(0).json()["plan"]["policy"].clone();
+    let verbs: [&[&str]; 5] = [
+        &["approve", policy.as_str().unwrap()],
+        &["run", "purge"],
+        &["pause", "purge", "--for", "1h", "--reason", "why"],
+        &["resume", "purge"],
+        &[
+            "hold", "place", "--table", "events", "--where", "id = 1", "--reason", "why",
+        ],
+    ];
+    let sealed = |verb: &[&str]| {
+        let before = host.path("state/audit").exists().then(|| host.audit_records().len());
+        host.run(verb).expect_code(0);
+        let records = host.audit_records();
+        assert!(records.len() > before.unwrap_or(0) + 1, "{verb:?}");
+        assert_eq!(records.last().unwrap()["kind"], "checkpoint", "{verb:?}");
+    };
+    for verb in verbs {
+        sealed(verb);
+    }
+    let daemon = leading(&host).await;
+    for verb in &verbs[1..4] {
+        sealed(verb);
+    }
+    assert_eq!(daemon.stop(), 0);
+    host.run(&["audit", "verify"]).expect_code(0);
+}
