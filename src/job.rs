@@ -12,161 +12,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::audit::recorder::{RecordError, Recorder};
 use crate::ledger::leader::Fence;
 use crate::postgres::connect::{ConnectTarget, Session};
 use crate::postgres::grant::Grant;
-use crate::postgres::sqlstate::DatabaseError;
+use crate::postgres::sqlstate::{DatabaseError, Nature};
 use crate::values::{JobName, RunId};
-
-/// What a job does. The word is the same in TOML, SQL, JSON and metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// Deletes rows past their keep period.
-    Retention,
-    /// Moves rows from one state to another when they are old enough.
-    Transition,
-    /// Streams `pg_dump` to a store.
-    Backup,
-    /// Erases people who asked for it.
-    Erasure,
-    /// Makes partitions ahead of the time they are needed.
-    Partitions,
-}
-
-impl Kind {
-    /// The kind's word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Retention => "retention",
-            Self::Transition => "transition",
-            Self::Backup => "backup",
-            Self::Erasure => "erasure",
-            Self::Partitions => "partitions",
-        }
-    }
-
-    /// Whether a run destroys or changes rows of the application, so that it needs an approved
-    /// policy.
-    #[must_use]
-    pub fn is_destructive(self) -> bool {
-        matches!(self, Self::Retention | Self::Transition | Self::Erasure)
-    }
-}
-
-/// Whether a new or changed policy must be approved before its first run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Approval {
-    /// A destructive policy is planned, and runs after `pgreeve approve HASH`.
-    Required,
-    /// It runs at once.
-    None,
-}
-
-impl Approval {
-    /// Every choice, with its word.
-    pub const WORDS: [(&'static str, Self); 2] = [("required", Self::Required), ("none", Self::None)];
-}
-
-/// How a run ended. Only [`Outcome::Succeeded`] is green.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// All that was due is done, and that was checked.
-    Succeeded,
-    /// Something was done and something due is left.
-    Partial,
-    /// Another job's state, or a missing approval, held the run back.
-    Gated,
-    /// A precondition does not hold; nothing was changed.
-    Refused,
-    /// An error ended the run.
-    Failed,
-    /// The run's time limit ended it.
-    TimedOut,
-    /// An operator or a shutdown ended it.
-    Cancelled,
-    /// The slot was due and was deliberately not run.
-    Skipped,
-    /// The slot was due while nobody could run it.
-    Missed,
-    /// The process that ran it died.
-    Abandoned,
-    /// Whether its last effect happened cannot be known.
-    Unknown,
-}
-
-impl Outcome {
-    /// The outcome's word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Succeeded => "succeeded",
-            Self::Partial => "partial",
-            Self::Gated => "gated",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-            Self::TimedOut => "timed_out",
-            Self::Cancelled => "cancelled",
-            Self::Skipped => "skipped",
-            Self::Missed => "missed",
-            Self::Abandoned => "abandoned",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    /// Every outcome, for readers of stored words.
-    pub const ALL: [Self; 11] = [
-        Self::Succeeded,
-        Self::Partial,
-        Self::Gated,
-        Self::Refused,
-        Self::Failed,
-        Self::TimedOut,
-        Self::Cancelled,
-        Self::Skipped,
-        Self::Missed,
-        Self::Abandoned,
-        Self::Unknown,
-    ];
-
-    /// The outcome that a stored word stands for.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)
-    }
-}
-
-/// What started a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Trigger {
-    /// Its slot came.
-    Schedule,
-    /// Its slot had passed while nobody ran it.
-    CatchUp,
-    /// An operator asked.
-    Manual,
-}
-
-impl Trigger {
-    /// The trigger's word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Schedule => "schedule",
-            Self::CatchUp => "catch_up",
-            Self::Manual => "manual",
-        }
-    }
-}
+pub use crate::words::{Approval, Kind, Outcome, Trigger};
 
 /// Something two runs on one database must not use at the same time. The runner holds it as an
 /// advisory lock on the run's own connection, so it ends with the work and never outlives it.
@@ -234,18 +91,6 @@ pub trait Plan: Send {
     where
         Self: 'a;
 }
-
-/// Where a run writes records of its own beside the runner's `run.start` and `run.end`.
-pub trait Recorder: Send + Sync {
-    /// Makes a record durable, or says why not. `kind` is a word of the audit log's list, such as
-    /// `backup.committed`; `body` holds no personal data.
-    fn record<'a>(&'a self, kind: &'static str, body: Value) -> BoxFuture<'a, Result<(), RecordError>>;
-}
-
-/// The audit log could not be written; what the record announced must not be done.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the audit log cannot be written: {0}")]
-pub struct RecordError(pub String);
 
 /// All that a run can reach.
 pub struct JobContext {
@@ -349,6 +194,8 @@ pub enum Disposition {
     Refused,
     /// `context.stop` was cancelled.
     Cancelled,
+    /// The run may not write any more: the server is a standby now, or another pgreeve leads.
+    Displaced,
 }
 
 /// Why a run did not come to its end: operation, cause, remedy, and what was done before.
@@ -369,6 +216,8 @@ pub struct JobError {
     pub disposition: Disposition,
     /// The report of what was done before; it must reach the auditor all the same.
     pub partial: Option<Value>,
+    /// Whether its last effect may have happened all the same: a commit that nobody answered.
+    pub in_doubt: bool,
 }
 
 impl JobError {
@@ -382,6 +231,7 @@ impl JobError {
             sqlstate: None,
             disposition: Disposition::Permanent,
             partial: None,
+            in_doubt: false,
         }
     }
 
@@ -415,12 +265,20 @@ impl JobError {
         Self {
             sqlstate: error.sqlstate.clone(),
             remedy: error.remedy(),
-            disposition: if error.is_transient() {
-                Disposition::Transient
-            } else {
-                Disposition::Permanent
+            disposition: match error.nature {
+                Nature::Passing => Disposition::Transient,
+                Nature::Lasting => Disposition::Permanent,
+                Nature::Displaced => Disposition::Displaced,
             },
             ..Self::permanent(operation, error.to_string())
+        }
+    }
+
+    /// An error at a commit, which may have happened all the same.
+    pub fn at_commit(operation: impl Into<String>, error: &DatabaseError) -> Self {
+        Self {
+            in_doubt: error.leaves_in_doubt(),
+            ..Self::database(operation, error)
         }
     }
 

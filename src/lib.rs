@@ -19,9 +19,10 @@
 //! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
 //! | [`ledger`] | what happened, in the database |
 //! | [`job`] | the contract between runner and kinds |
+//! | [`ledger`] | what happened, in the database |
 //! | [`audit`] | what happened, on the host, for outsiders to check |
 //! | [`postgres`], [`store`] | the two worlds outside |
-//! | [`values`] | newtypes that parse themselves |
+//! | [`words`], [`values`], [`stops`] | the words of the records, newtypes that parse themselves, how work is asked to end |
 //!
 //! # One run
 //!
@@ -52,6 +53,8 @@ pub mod lifecycle;
 pub mod postgres;
 pub mod runner;
 pub mod schedule;
+pub mod stops;
 pub mod store;
 pub mod telemetry;
 pub mod values;
+pub mod words;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::runner::Stops;
+use crate::stops::Stops;
 
 /// How long runs may go on after the first signal. Those that are ended then may take another 40 s,
 /// and their records some more; the unit's `TimeoutStopSec` is longer than all of it.

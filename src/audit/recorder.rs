@@ -7,8 +7,19 @@ use serde_json::Value;
 use super::AuditLog;
 use super::kind::RecordKind;
 use super::record::Entry;
-use crate::job::{RecordError, Recorder};
 use crate::values::{JobName, RunId};
+
+/// Where a run writes records of its own beside the runner's `run.start` and `run.end`.
+pub trait Recorder: Send + Sync {
+    /// Makes a record durable, or says why not. `kind` is a word of the audit log's list, such as
+    /// `backup.committed`; `body` holds no personal data.
+    fn record<'a>(&'a self, kind: &'static str, body: Value) -> BoxFuture<'a, Result<(), RecordError>>;
+}
+
+/// The audit log could not be written; what the record announced must not be done.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the audit log cannot be written: {0}")]
+pub struct RecordError(pub String);
 
 /// Writes records in the name of one run, or of one job.
 #[derive(Debug, Clone)]

@@ -95,7 +95,7 @@ pub async fn walk(programs: &Programs, target: &ConnectTarget, application_name:
         let length = stdout
             .read(&mut buffer)
             .await
-            .map_err(|error| DatabaseError::local(format!("read from pg_dump: {error}")))?;
+            .map_err(|error| DatabaseError::passing(format!("read from pg_dump: {error}")))?;
         if length == 0 {
             break;
         }
@@ -103,7 +103,7 @@ pub async fn walk(programs: &Programs, target: &ConnectTarget, application_name:
     }
     let ended = program.wait().await?;
     if !ended.status.success() {
-        return Err(DatabaseError::local(format!("pg_dump: {}", ended.cause())).into());
+        return Err(DatabaseError::passing(format!("pg_dump: {}", ended.cause())).into());
     }
     Ok(walker.finish()?)
 }
@@ -121,7 +121,7 @@ pub async fn globals(
     tokio::time::timeout(GLOBALS_TIME, run_globals(programs, target, application_name))
         .await
         .unwrap_or_else(|_| {
-            Err(DatabaseError::local(format!(
+            Err(DatabaseError::passing(format!(
                 "pg_dumpall took more than {} s",
                 GLOBALS_TIME.as_secs()
             )))
@@ -133,7 +133,7 @@ async fn run_globals(
     target: &ConnectTarget,
     application_name: &str,
 ) -> Result<Vec<u8>, DatabaseError> {
-    let failed = |cause: String| DatabaseError::local(format!("pg_dumpall: {cause}"));
+    let failed = |cause: String| DatabaseError::passing(format!("pg_dumpall: {cause}"));
     let arguments = [
         "--globals-only".to_owned(),
         "--no-role-passwords".to_owned(),

@@ -160,10 +160,7 @@ pub async fn finish(
 /// A lost fence, as the job's error.
 #[must_use]
 pub fn fence_error(error: FenceError) -> JobError {
-    match error {
-        FenceError::Superseded(_) => JobError::permanent("hold the leader's row", error.to_string()),
-        FenceError::Database(error) => JobError::database("hold the leader's row", &error),
-    }
+    JobError::database("hold the leader's row", &error.into())
 }
 
 /// A store's error, as the job's.

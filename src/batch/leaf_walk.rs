@@ -336,7 +336,8 @@ impl Walk<'_> {
             Failure::Outside(trouble) => self.outside_trouble(trouble, operation, pace),
             // Only the caller can read them anew.
             Failure::HoldsChanged => Ok(Next::Again),
-            Failure::Superseded(error) => Err(Halt::Failed(JobError::permanent(operation, error.to_string()))),
+            Failure::Superseded(error) => Err(Halt::Failed(JobError::database(operation, &error.into()))),
+            Failure::Unanswered(error) => Err(Halt::Failed(JobError::at_commit(operation, &error))),
             Failure::Other(error) if error.is("57014") && self.context.stop.is_cancelled() => Err(Halt::Cancelled),
             Failure::Other(error) => {
                 let remedy = error.is("23503").then_some(
@@ -422,7 +423,7 @@ fn of_size(leaf: &Leaf) -> (u64, u64, u64) {
 pub(super) async fn committed(context: &mut JobContext, tally: &Tally) -> u64 {
     let run = context.run;
     match batches::total(context.session.connection(), run).await {
-        Ok(rows) => rows,
+        Ok((rows, _)) => rows,
         Err(error) => {
             tracing::warn!(%error, run.id = %run, "the ledger could not be asked for the run's rows; this attempt's are reported");
             tally.rows

@@ -23,7 +23,6 @@ use super::throttle::Yielding;
 use super::{driver, exemption, states, verify};
 use crate::backup::sweep::store_error;
 use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
-use crate::ledger::leader::FenceError;
 use crate::ledger::{batches, purges};
 use crate::postgres::catalog::Relation;
 use crate::postgres::catalog::leaves::Leaf;
@@ -426,10 +425,10 @@ impl RowPlan {
             .await
             .map_err(|error| database(error.into()))?;
         let result = async {
-            fence.hold(&mut transaction).await.map_err(|error| match error {
-                FenceError::Database(error) => database(error),
-                FenceError::Superseded(_) => JobError::permanent(operation.clone(), error.to_string()),
-            })?;
+            fence
+                .hold(&mut transaction)
+                .await
+                .map_err(|error| database(error.into()))?;
             let relation = self.target.relation.display();
             purges::record(&mut transaction, &relation, &job, &self.cutoff.instant, run)
                 .await

@@ -107,11 +107,22 @@ pub(super) enum Failure {
     Contended(DatabaseError),
     /// Something outside the database.
     Outside(Trouble),
+    /// The commit was not answered; it may have happened.
+    Unanswered(DatabaseError),
     /// Anything else.
     Other(DatabaseError),
 }
 
 impl Failure {
+    fn at_commit(error: sqlx::Error) -> Self {
+        let error = DatabaseError::from(error);
+        if error.leaves_in_doubt() {
+            Self::Unanswered(error)
+        } else {
+            Self::Other(error)
+        }
+    }
+
     fn of(error: DatabaseError, elapsed: Duration, limit: Duration) -> Self {
         match error.sqlstate.as_deref() {
             // The code is the same when somebody cancels the statement; then it ran for less.
@@ -139,7 +150,8 @@ pub(super) struct Part<'a> {
     pub(super) allowed: Option<u64>,
 }
 
-/// Runs one batch. Whatever fails, the transaction is rolled back before this returns.
+/// Runs one batch. Whatever fails, the transaction is rolled back before this returns; only a commit
+/// that was not answered may have happened.
 pub(super) async fn run(context: &mut JobContext, part: &Part<'_>, outside: &mut Outside) -> Result<Attempt, Failure> {
     let (fence, run) = (context.fence, context.run);
     let mut transaction = context
@@ -153,7 +165,7 @@ pub(super) async fn run(context: &mut JobContext, part: &Part<'_>, outside: &mut
         let committed = transaction.commit().await;
         // Where the answer is lost, the ledger tells later what became of the batch.
         outside.committed();
-        committed.map_err(|error| Failure::Other(error.into()))?;
+        committed.map_err(Failure::at_commit)?;
     } else {
         if let Err(error) = transaction.rollback().await {
             // The batch's own error says more; a connection that is gone has rolled back.

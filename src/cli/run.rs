@@ -365,7 +365,7 @@ pub(super) async fn look(database: &Name, target: &ConnectTarget) -> Result<Site
 pub(super) fn job_failure(error: &JobError) -> Failure {
     let exit = match error.disposition {
         Disposition::Transient => Exit::TryAgain,
-        Disposition::Refused | Disposition::Cancelled => Exit::NotGreen,
+        Disposition::Refused | Disposition::Cancelled | Disposition::Displaced => Exit::NotGreen,
         Disposition::Permanent => Exit::Failed,
     };
     let failure = Failure::new(exit, error.to_string());

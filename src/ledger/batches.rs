@@ -50,12 +50,13 @@ pub async fn total_of(connection: &mut PgConnection, run: RunId, relations: &[St
     Ok(rows.unsigned_abs())
 }
 
-/// How many rows a run's committed batches hold in all, over all attempts.
-pub async fn total(connection: &mut PgConnection, run: RunId) -> Result<u64, DatabaseError> {
-    let rows: i64 =
-        sqlx::query_scalar("SELECT coalesce(sum(rows), 0)::bigint FROM pgreeve.run_batch WHERE run_id = $1")
+/// How many rows a run's committed batches hold in all, over all attempts, and how many batches
+/// there are.
+pub async fn total(connection: &mut PgConnection, run: RunId) -> Result<(u64, u64), DatabaseError> {
+    let (rows, batches): (i64, i64) =
+        sqlx::query_as("SELECT coalesce(sum(rows), 0)::bigint, count(*) FROM pgreeve.run_batch WHERE run_id = $1")
             .bind(run.0)
             .fetch_one(connection)
             .await?;
-    Ok(rows.unsigned_abs())
+    Ok((rows.unsigned_abs(), batches.unsigned_abs()))
 }

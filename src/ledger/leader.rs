@@ -68,11 +68,7 @@ impl From<FenceError> for DatabaseError {
     fn from(error: FenceError) -> Self {
         match error {
             FenceError::Database(error) => error,
-            // 25006: what the server itself says to a writer that is no longer the primary's.
-            FenceError::Superseded(_) => Self {
-                sqlstate: Some("25006".to_owned()),
-                ..Self::local(error.to_string())
-            },
+            FenceError::Superseded(_) => Self::displaced(error.to_string()),
         }
     }
 }
@@ -169,7 +165,7 @@ impl Leader {
         let ask = async {
             let connection = self.session.connection();
             if is_standby(connection).await? {
-                return Err(DatabaseError::local("the server has become a standby"));
+                return Err(DatabaseError::displaced("the server has become a standby"));
             }
             let (cluster, timeline) = (identify(connection).await?, timeline(connection).await?);
             if cluster != term.cluster {
@@ -192,7 +188,7 @@ impl Leader {
                 .ok_or_else(|| FenceError::Superseded(term.fence.epoch).into())
         };
         tokio::time::timeout(ANSWER_LIMIT, ask).await.unwrap_or_else(|_| {
-            Err(DatabaseError::local(format!(
+            Err(DatabaseError::passing(format!(
                 "the server did not answer within {} s",
                 ANSWER_LIMIT.as_secs()
             )))

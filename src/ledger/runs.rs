@@ -10,10 +10,9 @@ use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use crate::job::{Kind, Outcome, Trigger};
 use crate::postgres::sqlstate::DatabaseError;
-use crate::schedule::cron::Adjusted;
 use crate::values::{JobName, RunId};
+use crate::words::{Adjusted, Kind, Outcome, Trigger};
 
 /// A run that is about to be admitted.
 #[derive(Debug, Clone)]

@@ -63,6 +63,25 @@ pub async fn save(transaction: &mut PgConnection, job: &JobName, evaluated: &Eva
     Ok(())
 }
 
+/// Moves the marks of many jobs in one statement. None moves back.
+pub async fn save_all(transaction: &mut PgConnection, marks: &[(JobName, Evaluated)]) -> Result<(), DatabaseError> {
+    let each = || marks.iter();
+    sqlx::query(
+        "INSERT INTO pgreeve.schedule AS s (job, schedule, timezone, evaluated_until)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[])
+         ON CONFLICT (job) DO UPDATE SET schedule = excluded.schedule, timezone = excluded.timezone,
+             evaluated_until = excluded.evaluated_until
+         WHERE s.evaluated_until < excluded.evaluated_until",
+    )
+    .bind(each().map(|(job, _)| job.as_str()).collect::<Vec<_>>())
+    .bind(each().map(|(_, mark)| mark.schedule.as_str()).collect::<Vec<_>>())
+    .bind(each().map(|(_, mark)| mark.timezone.as_str()).collect::<Vec<_>>())
+    .bind(each().map(|(_, mark)| mark.until.to_sqlx()).collect::<Vec<_>>())
+    .execute(transaction)
+    .await?;
+    Ok(())
+}
+
 /// Forgets a job that is not in the configuration any more.
 pub async fn forget(connection: &mut PgConnection, job: &JobName) -> Result<(), DatabaseError> {
     sqlx::query("DELETE FROM pgreeve.schedule WHERE job = $1")

@@ -17,6 +17,8 @@ use crate::values::{Secret, ValueError};
 /// How long to wait for a connection when the URL does not say (`connect_timeout`).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often a statement that a time limit not of ours ended is sent again.
+const TIMEOUT_ATTEMPTS: u32 = 100;
 /// How long a new session may take to get its settings.
 const SETTLE_TIME: Duration = Duration::from_secs(20);
 
@@ -228,7 +230,7 @@ impl ConnectTarget {
                     ..error
                 })
             }
-            Err(_) => Err(DatabaseError::local(format!(
+            Err(_) => Err(DatabaseError::passing(format!(
                 "connect to {}: no answer within {} s",
                 self.describe(),
                 self.connect_timeout.as_secs()
@@ -337,7 +339,7 @@ impl Session {
         tokio::time::timeout(limit, Self::settle(target, settings))
             .await
             .unwrap_or_else(|_| {
-                Err(DatabaseError::local(format!(
+                Err(DatabaseError::passing(format!(
                     "connect to {}: no answer within {} s",
                     target.describe(),
                     limit.as_secs()
@@ -347,6 +349,7 @@ impl Session {
 
     async fn settle(target: &ConnectTarget, settings: &SessionSettings) -> Result<Self, DatabaseError> {
         let mut connection = target.connect(&settings.application_name).await?;
+        lift_the_time_limit(&mut connection).await?;
         let backend_pid: i32 = sqlx::query_scalar("SELECT pg_catalog.pg_backend_pid()")
             .fetch_one(&mut connection)
             .await?;
@@ -416,6 +419,22 @@ impl Session {
             tracing::debug!(error = %DatabaseError::from(error), "a session did not close in good order");
         }
     }
+}
+
+/// A role or a database may have a `statement_timeout` of its own, which holds until ours is set and
+/// may be shorter than a busy server takes for any statement. So the shortest one comes first, more
+/// than once if need be.
+async fn lift_the_time_limit(connection: &mut PgConnection) -> Result<(), DatabaseError> {
+    for attempt in 1.. {
+        let set = sqlx::raw_sql("SET statement_timeout = 0")
+            .execute(&mut *connection)
+            .await;
+        match set.map_err(DatabaseError::from) {
+            Err(error) if error.is("57014") && attempt < TIMEOUT_ATTEMPTS => {}
+            other => return other.map(drop),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

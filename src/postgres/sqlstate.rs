@@ -16,23 +16,53 @@ pub struct DatabaseError {
     pub message: String,
     /// What an operator can do, where the server did not answer and that is known.
     pub help: Option<&'static str>,
+    /// What it means for another attempt.
+    pub nature: Nature,
+}
+
+/// What an error means for whoever thinks of another attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nature {
+    /// It may succeed: the way to the server broke, or others were in the way.
+    Passing,
+    /// It would fail in the same way.
+    Lasting,
+    /// It is not ours to make any more: the server is a standby now, or another pgreeve leads.
+    Displaced,
 }
 
 /// Classes whose primary message may quote a row's value: data exceptions (22), integrity
 /// constraints (23), check options (44), and whatever an application raises itself (P0).
 const CLASSES_THAT_QUOTE_VALUES: [&str; 4] = ["22", "23", "44", "P0"];
 
-/// Codes after which the same statement may succeed: connection loss (08), serialisation failure,
-/// deadlock, lock not available, too many connections, server shutting down or starting up.
+/// Codes after which the same statement may succeed, beside those of connections (08): serialisation
+/// failure, deadlock, lock not available, too many connections, server shutting down or starting up.
 const TRANSIENT: [&str; 8] = ["40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "57P05"];
 
 impl DatabaseError {
-    /// An error that the server did not send.
+    /// An error that the server did not send, and that stays until somebody mends its cause.
     pub fn local(message: impl Into<String>) -> Self {
         Self {
             sqlstate: None,
             message: message.into(),
             help: None,
+            nature: Nature::Lasting,
+        }
+    }
+
+    /// An error of the way to the server, such as no answer in time: it may pass.
+    pub fn passing(message: impl Into<String>) -> Self {
+        Self {
+            nature: Nature::Passing,
+            ..Self::local(message)
+        }
+    }
+
+    /// Another pgreeve has taken over.
+    pub fn displaced(message: impl Into<String>) -> Self {
+        Self {
+            nature: Nature::Displaced,
+            ..Self::local(message)
         }
     }
 
@@ -46,9 +76,16 @@ impl DatabaseError {
     /// Whether another attempt may succeed.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        match &self.sqlstate {
-            Some(code) => code.starts_with("08") || TRANSIENT.contains(&code.as_str()),
-            None => true,
+        self.nature == Nature::Passing
+    }
+
+    /// Whether a statement that met it may have been carried out all the same: the connection, or
+    /// the server process, went before the answer came.
+    #[must_use]
+    pub fn leaves_in_doubt(&self) -> bool {
+        match self.sqlstate.as_deref() {
+            Some(code) => code.starts_with("08") || code.starts_with("57P"),
+            None => self.is_transient(),
         }
     }
 
@@ -110,27 +147,39 @@ impl From<sqlx::Error> for DatabaseError {
                 )
             };
             return Self {
+                nature: nature_of(code.as_deref()),
                 sqlstate: code,
                 message,
                 help: None,
             };
         }
-        let error = match error {
+        match error {
             sqlx::Error::Io(io) => {
                 let help = help_about_connecting(io.kind());
-                return Self::local(format!("connection to the server: {io}")).with_help(help);
+                Self::passing(format!("connection to the server: {io}")).with_help(help)
             }
-            sqlx::Error::Tls(tls) => {
-                return Self::local(format!("TLS: {tls}"))
-                    .with_help("check sslmode and sslrootcert in `url` against the server's certificate");
-            }
-            error => error,
-        };
-        Self::local(match &error {
-            sqlx::Error::ColumnDecode { index, .. } => format!("column {index} has an unexpected value"),
-            sqlx::Error::RowNotFound => "no row came back".to_owned(),
-            other => other.to_string(),
-        })
+            // A connection that breaks in the handshake looks like this too.
+            sqlx::Error::Tls(tls) => Self::passing(format!("TLS: {tls}"))
+                .with_help("check sslmode and sslrootcert in `url` against the server's certificate"),
+            error @ (sqlx::Error::Protocol(_)
+            | sqlx::Error::BeginFailed
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed) => Self::passing(error.to_string()),
+            // What is left is said by a program that is wrong, about a server that answered.
+            sqlx::Error::ColumnDecode { index, .. } => Self::local(format!("column {index} has an unexpected value")),
+            sqlx::Error::RowNotFound => Self::local("no row came back"),
+            other => Self::local(other.to_string()),
+        }
+    }
+}
+
+fn nature_of(code: Option<&str>) -> Nature {
+    match code {
+        Some(code) if code.starts_with("08") || TRANSIENT.contains(&code) => Nature::Passing,
+        // Read only: a primary that has become a standby under our feet.
+        Some("25006") => Nature::Displaced,
+        _ => Nature::Lasting,
     }
 }
 
@@ -173,4 +222,55 @@ fn place(error: &PgDatabaseError) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_way_to_the_server_and_the_codes_that_pass_are_tried_again() {
+        let io = || sqlx::Error::Io(io::Error::from(io::ErrorKind::ConnectionReset));
+        for passing in [
+            io(),
+            sqlx::Error::Protocol("unexpected message".to_owned()),
+            sqlx::Error::Tls("the peer went".into()),
+            sqlx::Error::PoolTimedOut,
+            sqlx::Error::WorkerCrashed,
+        ] {
+            let error = DatabaseError::from(passing);
+            assert!(error.is_transient() && error.leaves_in_doubt(), "{error}");
+        }
+        for lasting in [
+            sqlx::Error::ColumnNotFound("nonesuch".to_owned()),
+            sqlx::Error::Decode("not a number".into()),
+            sqlx::Error::RowNotFound,
+            sqlx::Error::Configuration("no such option".into()),
+            sqlx::Error::TypeNotFound {
+                type_name: "nonesuch".to_owned(),
+            },
+        ] {
+            let error = DatabaseError::from(lasting);
+            assert!(!error.is_transient() && !error.leaves_in_doubt(), "{error}");
+        }
+    }
+
+    #[test]
+    fn codes_have_their_nature() {
+        for (code, nature) in [
+            ("08006", Nature::Passing),
+            ("40001", Nature::Passing),
+            ("40P01", Nature::Passing),
+            ("55P03", Nature::Passing),
+            ("53300", Nature::Passing),
+            ("57P01", Nature::Passing),
+            ("57014", Nature::Lasting),
+            ("42501", Nature::Lasting),
+            ("42P01", Nature::Lasting),
+            ("53100", Nature::Lasting),
+            ("25006", Nature::Displaced),
+        ] {
+            assert_eq!(nature_of(Some(code)), nature, "{code}");
+        }
+    }
 }

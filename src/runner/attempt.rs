@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::claim::{Claimed, claim};
-use super::supervise::{self, Cause, Ended, Watched};
+use super::supervise::{self, Watched};
+use super::tried::{self, Done, Tried};
 use super::{RunRequest, RunnableJob, Site, entry};
 use crate::audit::{AuditLog, Entry, RecordKind, RunRecorder};
-use crate::job::{Disposition, JobContext, JobError, JobReport, Outcome, Plan, Progress};
+use crate::job::{JobContext, JobError, Outcome, Plan, Progress};
 use crate::ledger::attempts::{self, Begun};
 use crate::ledger::leader::Fence;
 use crate::ledger::policies;
@@ -19,71 +20,6 @@ use crate::ledger::runs::RunEnd;
 use crate::postgres::connect::{Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::RunId;
-
-/// How an attempt ended.
-pub(super) struct Tried {
-    pub(super) end: RunEnd,
-    /// Whether another attempt may end better.
-    pub(super) transient: bool,
-    /// Whether it came so far that it could do anything.
-    pub(super) begun: bool,
-}
-
-impl Tried {
-    fn last(end: RunEnd) -> Self {
-        Self {
-            end,
-            transient: false,
-            begun: true,
-        }
-    }
-
-    fn not_begun(self) -> Self {
-        Self { begun: false, ..self }
-    }
-
-    /// How a run ends whose attempt before this one ended like `before`. What that one did stays
-    /// in the report, and a run that did something does not end as if it had never begun.
-    pub(super) fn after(self, before: RunEnd) -> RunEnd {
-        let nothing = self.end.report.as_object().is_none_or(serde_json::Map::is_empty);
-        if self.begun {
-            let report = if nothing { before.report } else { self.end.report };
-            return RunEnd { report, ..self.end };
-        }
-        let (before_reason, reason) = (before.reason.unwrap_or_default(), self.end.reason.unwrap_or_default());
-        RunEnd {
-            reason: Some(format!("{before_reason}; another attempt could not begin: {reason}")),
-            ..before
-        }
-    }
-
-    fn from_database(operation: &str, error: &DatabaseError) -> Self {
-        Self::from_job(JobError::database(operation, error))
-    }
-
-    fn from_job(error: JobError) -> Self {
-        let reason = match &error.remedy {
-            Some(remedy) => format!("{error}; {remedy}"),
-            None => error.to_string(),
-        };
-        let outcome = match error.disposition {
-            Disposition::Transient | Disposition::Permanent => Outcome::Failed,
-            Disposition::Refused => Outcome::Refused,
-            Disposition::Cancelled => Outcome::Cancelled,
-        };
-        let report = error.partial.unwrap_or_else(|| json!({}));
-        Self {
-            end: RunEnd {
-                outcome,
-                reason: Some(reason),
-                sqlstate: error.sqlstate,
-                report,
-            },
-            transient: error.disposition == Disposition::Transient,
-            begun: true,
-        }
-    }
-}
 
 /// Tries a run once. What it waits for other runs is added to `deadline`.
 pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, deadline: &mut Instant) -> Tried {
@@ -159,7 +95,7 @@ pub(super) async fn run(audit: &AuditLog, request: &RunRequest, attempt: u32, de
         hard: &request.stops.hard,
     };
     let ended = supervise::supervise(task, watched).await;
-    let mut tried = conclude(ended);
+    let mut tried = tried::conclude(ended);
     if let (Outcome::Cancelled, Some(by)) = (tried.end.outcome, request.stops.reason()) {
         let said = tried.end.reason.unwrap_or_default();
         tried.end.reason = Some(format!("cancelled by {by}; {said}"));
@@ -209,11 +145,6 @@ struct Work {
     preface: Value,
 }
 
-enum Done {
-    Reported(JobReport),
-    Gated(String, Value),
-}
-
 impl Work {
     async fn run(self, context: &mut JobContext) -> Result<Done, JobError> {
         tracing::info!(attempt = context.attempt, "run started");
@@ -239,53 +170,6 @@ impl Work {
                 .with_remedy("nothing was changed; make the audit directory writable and run again")
         })?;
         plan.execute(context).await.map(Done::Reported)
-    }
-}
-
-fn conclude(ended: Ended<Result<Done, JobError>>) -> Tried {
-    match ended {
-        Ended::Answered(Ok(Done::Reported(report)), _) => Tried::last(RunEnd {
-            outcome: report.outcome,
-            reason: report.reason,
-            sqlstate: None,
-            report: report.body,
-        }),
-        Ended::Answered(Ok(Done::Gated(reason, report)), _) => Tried::last(RunEnd {
-            outcome: Outcome::Gated,
-            reason: Some(reason),
-            sqlstate: None,
-            report,
-        }),
-        Ended::Answered(Err(error), None) => Tried::from_job(error),
-        Ended::Answered(Err(error), Some(cause)) => {
-            let mut tried = Tried::last(Tried::from_job(error).end);
-            tried.end.outcome = outcome_of(cause);
-            tried.end.reason = Some(format!(
-                "{}: {}",
-                reason_of(cause),
-                tried.end.reason.unwrap_or_default()
-            ));
-            tried
-        }
-        Ended::Panicked => Tried::last(RunEnd::without_report(
-            Outcome::Failed,
-            "the job panicked; this is a defect of pgreeve, and its log names the line",
-        )),
-        Ended::Dropped(cause) => Tried::last(RunEnd::without_report(outcome_of(cause), reason_of(cause))),
-    }
-}
-
-fn outcome_of(cause: Cause) -> Outcome {
-    match cause {
-        Cause::TimedOut => Outcome::TimedOut,
-        Cause::Cancelled => Outcome::Cancelled,
-    }
-}
-
-fn reason_of(cause: Cause) -> &'static str {
-    match cause {
-        Cause::TimedOut => "its run_timeout was up",
-        Cause::Cancelled => "it was cancelled",
     }
 }
 

@@ -109,7 +109,7 @@ pub(super) async fn answered_in_time<T>(
     work: impl Future<Output = Result<T, DatabaseError>>,
 ) -> Result<T, DatabaseError> {
     tokio::time::timeout(ANSWER, work).await.unwrap_or_else(|_| {
-        Err(DatabaseError::local(format!(
+        Err(DatabaseError::passing(format!(
             "the server did not answer within {} s",
             ANSWER.as_secs()
         )))
@@ -151,7 +151,7 @@ pub(super) async fn end_sessions(
     .fetch_one(connection)
     .await?;
     if left {
-        return Err(DatabaseError::local(format!(
+        return Err(DatabaseError::passing(format!(
             "a server process of {application_name} does not end"
         )));
     }

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::fields::Fields;
 use crate::values::{Timezone, ValueError};
+pub use crate::words::Adjusted;
 
 /// How far ahead an occurrence is looked for. Days of the week and leap days come around within 40
 /// years (1 March 2096 to 29 February 2104 included), so what does not fire by then never does.
@@ -41,27 +42,6 @@ pub struct Occurrence {
     pub scheduled_for: Timestamp,
     /// What a clock change did to it.
     pub adjusted: Option<Adjusted>,
-}
-
-/// What a clock change did to a fixed-time occurrence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Adjusted {
-    /// Its local time did not exist; it runs at the first instant after the gap.
-    Gap,
-    /// Its local time came twice; it runs on the first pass.
-    Fold,
-}
-
-impl Adjusted {
-    /// The word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gap => "gap",
-            Self::Fold => "fold",
-        }
-    }
 }
 
 impl Schedule {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::job::Outcome;
+use crate::words::Outcome;
 
 const RUNS: &str = "pgreeve_job_runs_total";
 const DURATION: &str = "pgreeve_job_duration_seconds";

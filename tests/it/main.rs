@@ -22,6 +22,7 @@ mod control;
 mod daemon;
 mod erasure;
 mod erasure_proof;
+mod doubt;
 mod failover;
 mod partitions;
 mod regressions;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pgreeve::job::{Exclusion, JobError, Kind};
 use pgreeve::ledger::locks;
 use pgreeve::postgres::connect::{Session, SessionSettings};
+use pgreeve::postgres::sqlstate::DatabaseError;
 use pgreeve::runner::{RunnableJob, Stops};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
@@ -158,6 +159,32 @@ async fn a_run_of_a_term_that_is_over_is_skipped_and_not_tried_again() {
         "{reason}"
     );
     assert_eq!(bench.audit_kinds(), ["skipped"]);
+}
+
+#[tokio::test]
+async fn a_server_that_turns_read_only_in_the_middle_of_a_run_is_a_standby() {
+    let bench = Bench::set_up().await;
+    let script: Arc<Script> = Arc::new(|context| {
+        Box::pin(async move {
+            // What the server answers to whoever writes after its primary was demoted.
+            let written = sqlx::raw_sql("BEGIN READ ONLY; DELETE FROM pgreeve.run_batch")
+                .execute(context.session.connection())
+                .await;
+            let error = DatabaseError::from(written.unwrap_err());
+            Err(JobError::database("delete a batch", &error))
+        })
+    });
+    let mut job = Bench::job("demoted", script);
+    job.retries = 3;
+    let record = bench.run(job).await;
+    assert_eq!(
+        (record.outcome.as_deref(), record.attempt),
+        (Some("skipped"), 1),
+        "{record:?}"
+    );
+    let reason = record.reason.unwrap();
+    assert!(reason.starts_with("standby: ") && reason.contains("25006"), "{reason}");
+    assert_eq!(bench.audit_kinds(), ["run.start", "skipped"]);
 }
 
 #[tokio::test]

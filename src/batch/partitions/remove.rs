@@ -148,8 +148,7 @@ impl Whole {
                 Err(Miss::Failed(error)) => return Err(Halt::Failed(error)),
                 Err(Miss::InTheWay) => DatabaseError {
                     sqlstate: Some("55P03".to_owned()),
-                    message: "another session waits to write to it".to_owned(),
-                    help: None,
+                    ..DatabaseError::passing("another session waits to write to it")
                 },
                 Err(Miss::Database(error)) => error,
             };

@@ -204,7 +204,7 @@ async fn after_another_leader_took_over_nothing_more_is_deleted() {
         )
         .await;
     let error = run_once(&database, &job()).await.unwrap_err();
-    assert_eq!(error.disposition, Disposition::Permanent);
+    assert_eq!(error.disposition, Disposition::Displaced);
     assert!(error.cause.contains("taken over"), "{error}");
     let gone = 5010 - count(&database, "events").await;
     assert_eq!(gone, 1000);
