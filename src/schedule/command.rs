@@ -88,9 +88,9 @@ impl Dispatcher {
         let kept: BTreeSet<&JobName> = jobs.iter().map(|job| &job.runnable.name).collect();
         let gone = self.jobs.iter().map(|job| &job.runnable.name);
         let gone: Vec<JobName> = gone.filter(|name| !kept.contains(name)).cloned().collect();
+        jobs.sort_by(|one, other| one.runnable.name.cmp(&other.runnable.name));
         for job in &mut jobs {
-            let old = self.jobs.iter().find(|old| old.runnable.name == job.runnable.name);
-            if let Some(old) = old {
+            if let Some(old) = self.job(&job.runnable.name) {
                 job.go_on_from(old);
             }
         }
@@ -147,8 +147,7 @@ impl Dispatcher {
     }
 
     async fn run_now(&mut self, ask: RunNow) -> Result<LiveRun, RunRefusal> {
-        let job = self.jobs.iter().find(|job| job.runnable.name == ask.job);
-        let job = job.ok_or(RunRefusal::UnknownJob)?;
+        let job = self.job(&ask.job).ok_or(RunRefusal::UnknownJob)?;
         if job.runnable.policy != ask.policy {
             return Err(RunRefusal::OtherPolicy(job.runnable.policy.clone()));
         }
@@ -178,7 +177,7 @@ impl Dispatcher {
                 return Err(RunRefusal::Ledger(error));
             }
             Err(_) => {
-                let error = DatabaseError::local("the database did not answer in time");
+                let error = DatabaseError::passing("the database did not answer in time");
                 self.lose(&error.to_string());
                 return Err(RunRefusal::Ledger(error));
             }

@@ -4,7 +4,7 @@
 //! What is decided here keeps this daemon's runs from waiting in open sessions. The locks that each
 //! run takes on its own session are what really keeps runs apart, also those of other processes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -68,7 +68,10 @@ pub fn decide(waiting: &[Waiting], running: &[Running], max_runs: usize) -> Vec<
         (run.priority, run.slot, &run.job)
     });
     let mut jobs: BTreeSet<&JobName> = running.iter().map(|run| &run.job).collect();
-    let mut taken: Vec<(&JobName, &[String])> = running.iter().map(|run| (&run.job, &run.resources[..])).collect();
+    let mut taken: BTreeMap<&str, &JobName> = BTreeMap::new();
+    for run in running {
+        taken.extend(run.resources.iter().map(|name| (name.as_str(), &run.job)));
+    }
     let mut room = max_runs.saturating_sub(running.len());
     let mut decisions = vec![None; waiting.len()];
     for index in order {
@@ -79,7 +82,9 @@ pub fn decide(waiting: &[Waiting], running: &[Running], max_runs: usize) -> Vec<
             // A run that is held keeps what it waits for from less urgent ones, else a stream of
             // these could hold it for ever.
             let conflict = conflict(&run.resources, &taken);
-            taken.push((&run.job, &run.resources));
+            for name in &run.resources {
+                taken.entry(name).or_insert(&run.job);
+            }
             jobs.insert(&run.job);
             if conflict.is_some() {
                 conflict
@@ -94,9 +99,9 @@ pub fn decide(waiting: &[Waiting], running: &[Running], max_runs: usize) -> Vec<
     decisions
 }
 
-fn conflict(wanted: &[String], taken: &[(&JobName, &[String])]) -> Option<Held> {
-    taken.iter().find_map(|(job, resources)| {
-        let name = wanted.iter().find(|name| resources.contains(name))?;
+fn conflict(wanted: &[String], taken: &BTreeMap<&str, &JobName>) -> Option<Held> {
+    wanted.iter().find_map(|name| {
+        let job = taken.get(name.as_str())?;
         Some(Held::Resource {
             name: name.clone(),
             job: (*job).clone(),

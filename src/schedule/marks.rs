@@ -3,13 +3,16 @@
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection};
 
 use super::cron::Schedule;
 use super::recovery::RecoveryError;
 use super::slots::{Former, ScheduledJob};
 use crate::audit::{AuditLog, Entry, RecordKind};
+use crate::ledger::leader::Leader;
 use crate::ledger::slots::{self, Evaluated};
+use crate::postgres::sqlstate::DatabaseError;
+use crate::values::JobName;
 
 /// A mark may be this far ahead of the clock: two hosts' clocks differ, and are corrected.
 const AHEAD: SignedDuration = SignedDuration::from_mins(1);
@@ -104,5 +107,15 @@ pub async fn rewind(
         .await?;
     job.evaluated_until = now;
     slots::set(connection, &name, &job.evaluated(now)).await?;
+    Ok(())
+}
+
+/// Moves many marks at once; none moves back.
+pub(super) async fn save_all(lead: &mut Leader, marks: &[(JobName, Evaluated)]) -> Result<(), RecoveryError> {
+    let fence = lead.term.fence;
+    let mut transaction = lead.connection().begin().await.map_err(DatabaseError::from)?;
+    fence.hold(&mut transaction).await.map_err(DatabaseError::from)?;
+    slots::save_all(&mut transaction, marks).await?;
+    transaction.commit().await.map_err(DatabaseError::from)?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 
 use crate::audit::{AuditError, AuditLog, Entry, RecordKind, Trace};
 use crate::job::Outcome;
-use crate::ledger::leader::Leader;
+use crate::ledger::leader::{CONFIRM_EVERY, Leader};
 use crate::ledger::locks;
 use crate::ledger::reconcile::{self, OpenRun};
 use crate::ledger::runs::{self, RunEnd};
@@ -53,7 +53,7 @@ pub async fn is_standby(target: &ConnectTarget) -> Result<bool, DatabaseError> {
 /// Closes what is open of earlier terms, and ends in the audit log what ended in the ledger only.
 /// Safe to repeat, also after it was stopped half-way.
 pub async fn recover(leader: &mut Leader, audit: &AuditLog, database: &str) -> Result<(), RecoveryError> {
-    let traces = audit.traces().await?;
+    let traces = read_traces(leader, audit).await?;
     let epoch = leader.term.fence.epoch;
     let cluster = leader.term.cluster.clone();
     let mut closed = BTreeSet::new();
@@ -68,6 +68,19 @@ pub async fn recover(leader: &mut Leader, audit: &AuditLog, database: &str) -> R
         }
     }
     Ok(())
+}
+
+/// Reads the audit log, however long that is; meanwhile the leader's session is not silent, and no
+/// follower takes it for dead.
+async fn read_traces(leader: &mut Leader, audit: &AuditLog) -> Result<BTreeMap<RunId, Trace>, RecoveryError> {
+    let reading = audit.traces();
+    tokio::pin!(reading);
+    loop {
+        tokio::select! {
+            traces = &mut reading => return Ok(traces?),
+            () = tokio::time::sleep(CONFIRM_EVERY) => leader.confirm().await?,
+        }
+    }
 }
 
 /// Closes runs of the leader's own term that nobody works on any more: those of another process

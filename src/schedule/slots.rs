@@ -45,6 +45,8 @@ pub struct ScheduledJob {
     pub(super) evaluated_until: Timestamp,
     /// The schedule that held before, while slots of it have no rows yet.
     pub(super) before: Option<Former>,
+    /// Where the schedule is quiet: no slot after the first instant and before the second.
+    quiet: Option<(Timestamp, Timestamp)>,
 }
 
 /// A schedule that was changed, and when.
@@ -85,6 +87,7 @@ impl ScheduledJob {
             delay: Duration::ZERO,
             evaluated_until: Timestamp::now(),
             before: None,
+            quiet: None,
         }
     }
 
@@ -104,6 +107,28 @@ impl ScheduledJob {
     #[must_use]
     pub fn slot_after(&self, slot: Timestamp) -> Option<Timestamp> {
         self.schedule.next_after(slot).map(|next| next.scheduled_for)
+    }
+
+    /// Whether no slot came due since the last evaluation. The next one is looked up once: thousands
+    /// of jobs are asked each second.
+    pub(super) fn is_quiet(&mut self, now: Timestamp) -> bool {
+        let now = now.checked_sub(self.delay).unwrap_or(now);
+        let mark = self.evaluated_until;
+        if self.before.is_some() {
+            return false;
+        }
+        if !self.quiet.is_some_and(|(from, next)| from <= mark && mark < next) {
+            let next = self.slot_after(mark).unwrap_or(Timestamp::MAX);
+            self.quiet = Some((mark, next));
+        }
+        self.quiet.is_some_and(|(_, next)| now < next)
+    }
+
+    /// Moves the mark of a schedule that is quiet; the answer is what the ledger is to keep.
+    pub(super) fn pass_quietly(&mut self, now: Timestamp) -> Evaluated {
+        let until = now.checked_sub(self.delay).unwrap_or(now);
+        self.note_evaluated(until);
+        self.evaluated(self.evaluated_until)
     }
 
     /// The slots that came due since the last evaluation, and until when these are: until `now`, or,

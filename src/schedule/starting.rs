@@ -117,8 +117,10 @@ impl Dispatcher {
         }
     }
 
-    fn job(&self, name: &JobName) -> Option<&ScheduledJob> {
-        self.jobs.iter().find(|job| job.runnable.name == *name)
+    /// A job by its name; the jobs are in the order of their names.
+    pub(super) fn job(&self, name: &JobName) -> Option<&ScheduledJob> {
+        let index = self.jobs.binary_search_by(|job| job.runnable.name.cmp(name)).ok()?;
+        self.jobs.get(index)
     }
 
     fn start(&mut self, name: &JobName, term: &Term) {

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pgreeve::ledger::leader::{Campaign, LEASE, Leader};
+use pgreeve::ledger::leader::{Campaign, LEASE, Leader, TRUST};
 use pgreeve::ledger::migrate;
 use pgreeve::postgres::cluster::Cluster;
 use pgreeve::postgres::connect::{ConnectTarget, Session, SessionSettings};
@@ -293,11 +293,47 @@ async fn a_guest_that_leads_for_a_long_run_is_not_taken_for_dead() {
     .await;
     let output = guest.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let ended = Instant::now();
     until("the daemon leads afterwards", async || {
         daemon.log().contains("leading the database")
     })
     .await;
+    assert!(ended.elapsed() < Duration::from_secs(15), "{:?}", ended.elapsed());
     assert!(!daemon.log().contains("silent"), "{}", daemon.log());
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[tokio::test]
+async fn a_recovery_that_takes_longer_than_an_answer_is_believed_does_not_end_the_new_term() {
+    let database = Database::create().await;
+    database.execute(EVENTS).await;
+    migrate::apply(&database.target).await.unwrap();
+    // Seven runs of a dead process; closing each of them takes 4 s.
+    database
+        .execute(
+            "INSERT INTO pgreeve.run (run_id, job, kind, timezone, trigger, actor, instance, epoch, policy, attempt)
+             SELECT gen_random_uuid(), 'dead', 'retention', 'UTC', 'manual', 'a', 'gone', 0, 'p', 1 FROM generate_series(1, 7);
+             CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(4); RETURN NEW; END $$;
+             CREATE TRIGGER slow BEFORE UPDATE ON pgreeve.run FOR EACH ROW EXECUTE FUNCTION slow()",
+        )
+        .await;
+    let url = cluster().await.url_as("postgres", &database.name);
+    let host = Host::new(&config(&url, "0 0 1 1 *", ""));
+    let started = Instant::now();
+    let daemon = host.daemon();
+    until("the daemon leads", async || {
+        daemon.log().contains("leading the database")
+    })
+    .await;
+    assert!(started.elapsed() > TRUST, "{:?}", started.elapsed());
+    database.execute("DROP TRIGGER slow ON pgreeve.run").await;
+    host.run(&["run", "purge"]).expect_code(0);
+    assert!(daemon.log().contains("run finished"), "it ran in the daemon");
+    assert!(
+        !daemon.log().contains("could not be confirmed in time"),
+        "{}",
+        daemon.log()
+    );
     assert_eq!(daemon.stop(), 0);
 }
 
