@@ -7,6 +7,8 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::preflight::{Target, reading, refuse};
+use super::report::COUNT_LIMIT;
+use super::rule::{Change, Rule};
 use super::statement::Statements;
 use crate::job::JobError;
 use crate::postgres::catalog::effects::IncomingKey;
@@ -18,6 +20,9 @@ const COUNT_TIME: Duration = Duration::from_mins(1);
 
 /// How long the counts of referencing rows may take together; they are a courtesy.
 const FAN_OUT_TIME: Duration = Duration::from_secs(5);
+
+/// How long the count of rows without an age may take, which an index by age answers at once.
+const AGELESS_TIME: Duration = Duration::from_secs(5);
 
 /// How many rows are due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +94,43 @@ pub(super) async fn due(
         }),
         Err(error) => Err(unevaluable(table, &error)),
     }
+}
+
+/// Says how many rows stay for ever because nothing tells their age. Where that takes too long to
+/// count, that they may.
+pub(super) async fn ageless(
+    connection: &mut PgConnection,
+    rule: &Rule,
+    target: &Target,
+    statements: &Statements,
+    deadline: Instant,
+) -> Result<Option<String>, JobError> {
+    if target.column(&rule.age_column)?.not_null {
+        return Ok(None);
+    }
+    let time = time_for(deadline).min(AGELESS_TIME);
+    let counted: Result<Vec<(i64,)>, DatabaseError> = limited(connection, statements.ageless(), time).await;
+    let rows = match counted {
+        Ok(counts) => counts.first().map_or(0, |(rows,)| rows.unsigned_abs()),
+        Err(error) if error.is("57014") => {
+            let age = rule.age();
+            return Ok(Some(format!(
+                "rows without {age} are never due; whether there are any took too long to find out"
+            )));
+        }
+        Err(error) => return Err(reading(&target.relation.display())(error)),
+    };
+    let count = match rows {
+        0 => return Ok(None),
+        1 => "1 row".to_owned(),
+        COUNT_LIMIT.. => format!("more than {} rows", COUNT_LIMIT - 1),
+        _ => format!("{rows} rows"),
+    };
+    let remedy = match (&rule.change, &rule.age_fallback) {
+        (Change::Update(_), None) => "; `age_fallback` names a column to go by instead",
+        _ => "",
+    };
+    Ok(Some(format!("never due, having no {}: {count}{remedy}", rule.age())))
 }
 
 /// Says so when the rows that are due are more than a part of the table.

@@ -80,6 +80,9 @@ async fn draw_up(
     held.probe(connection, &statements).await?;
     statements.hold(&held.holds().standing);
     let due = estimate::due(connection, &table, &target.leaves, &statements, deadline).await?;
+    target
+        .warnings
+        .extend(estimate::ageless(connection, rule, &target, &statements, deadline).await?);
     let tripped = brake::tripped(connection, job, &target, &statements, &rule.brakes, &due, deadline).await?;
     let foreign_keys = estimate::fan_out(connection, &target.keys, &statements).await;
     let whole = if rule.change == Change::Delete {
@@ -96,7 +99,7 @@ async fn draw_up(
     } else {
         None
     };
-    let (driver, why) = driver::explain(&target, &rule.age_column);
+    let (driver, why) = driver::explain(&target, &rule.age());
     Ok(RowPlan {
         deletes: rule.change == Change::Delete,
         chained: rule.skip_if_referenced && target.keys.iter().any(|key| key.own),
@@ -134,6 +137,7 @@ fn compile(rule: &Rule, target: &Target, cutoff: &Cutoff, keep_latest: Option<Gr
     Ok(Statements::compile(&Input {
         root: &target.relation,
         age_column: &rule.age_column,
+        age_fallback: rule.age_fallback.as_deref(),
         age_type: target.age_type,
         cutoff,
         zone: zone.name(),

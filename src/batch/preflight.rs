@@ -56,9 +56,16 @@ pub(super) async fn check(connection: &mut PgConnection, rule: &Rule) -> Result<
     let columns = columns::of(connection, relation.oid).await.map_err(&read)?;
     let age_type = age_type(&relation, &columns, rule).map_err(|error| error.about("age_column"))?;
     let deletes = rule.change == Change::Delete;
-    let all = leaves::of(connection, relation.oid, &rule.age_column)
+    let mut all = leaves::of(connection, relation.oid, &rule.age_column)
         .await
         .map_err(&read)?;
+    if let Some(fallback) = &rule.age_fallback {
+        stands_in(&relation, &columns, &rule.age_column, fallback).map_err(|error| error.about("age_fallback"))?;
+        // An index by one of two columns leads past the rows of the other.
+        for leaf in &mut all {
+            leaf.age_index = None;
+        }
+    }
     let (leaves, foreign) = foreign::reachable(connection, &relation, all, deletes).await?;
     let pending = leaves::pending_detaches(connection, relation.oid)
         .await
@@ -216,6 +223,22 @@ fn age_type(relation: &Relation, columns: &[Column], rule: &Rule) -> Result<AgeT
         ));
     }
     Ok(age_type)
+}
+
+/// The two are compared as one value.
+fn stands_in(relation: &Relation, columns: &[Column], age_column: &str, fallback: &str) -> Result<(), JobError> {
+    let (age, other) = (
+        find_column(relation, columns, age_column)?,
+        find_column(relation, columns, fallback)?,
+    );
+    if age.base_type == other.base_type {
+        return Ok(());
+    }
+    let cause = format!(
+        "the column {fallback} is of type {} and cannot stand in for {age_column}, which is of type {}",
+        other.full_type, age.full_type
+    );
+    Err(refuse(&relation.display(), cause, "name a column of the same type"))
 }
 
 fn no_rules(table: &str, rules: &[String], event: Event) -> Result<(), JobError> {

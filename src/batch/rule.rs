@@ -12,6 +12,8 @@ pub struct Rule {
     pub table: TableName,
     /// The column that says how old a row is. Rows without an age are never due.
     pub age_column: String,
+    /// The column that says it where that one is null.
+    pub age_fallback: Option<String>,
     /// How old a row must be.
     pub period: Period,
     /// What a row must meet besides, in SQL that was checked to be one expression.
@@ -62,6 +64,15 @@ pub struct Brakes {
 }
 
 impl Rule {
+    /// What says how old a row is, in words.
+    #[must_use]
+    pub fn age(&self) -> String {
+        match &self.age_fallback {
+            Some(fallback) => format!("{} or else {fallback}", self.age_column),
+            None => self.age_column.clone(),
+        }
+    }
+
     /// The zone in which days are counted.
     #[must_use]
     pub fn zone(&self) -> Timezone {

@@ -90,6 +90,8 @@ pub(super) struct Input<'a> {
     pub(super) root: &'a Relation,
     /// Its age column.
     pub(super) age_column: &'a str,
+    /// The column that stands in for it where it is null.
+    pub(super) age_fallback: Option<&'a str>,
     /// That column's type.
     pub(super) age_type: AgeType,
     /// The cutoff.
@@ -117,6 +119,8 @@ pub(super) struct Statements {
     /// Every leaf goes by the root's name, so that the operator's condition may say `events.processed`.
     alias: String,
     age: String,
+    /// Rows that would be asked for their age and have none.
+    ageless: String,
     age_type: AgeType,
     zone: String,
     /// The cutoff as a literal, and as its bare text.
@@ -133,16 +137,19 @@ impl Statements {
     /// Compiles a rule.
     pub(super) fn compile(input: &Input<'_>) -> Self {
         let alias = identifier(&input.root.name);
-        let age = format!("{alias}.{}", identifier(input.age_column));
+        let own_age = format!("{alias}.{}", identifier(input.age_column));
+        let age = match input.age_fallback {
+            Some(column) => format!("COALESCE({own_age}, {alias}.{})", identifier(column)),
+            None => own_age,
+        };
         let cutoff = input.age_type.literal(&input.cutoff.value);
         let mut standing = format!("{age} < {cutoff}");
+        let mut ageless = format!("{age} IS NULL");
         if let Some((column, type_name, values)) = input.from {
             let values: Vec<String> = values.iter().map(|value| typed(value, type_name)).collect();
-            standing = format!(
-                "{standing} AND {alias}.{} IN ({})",
-                identifier(column),
-                values.join(", ")
-            );
+            let from = format!(" AND {alias}.{} IN ({})", identifier(column), values.join(", "));
+            standing.push_str(&from);
+            ageless.push_str(&from);
         }
         let mut condition = Condition::new(&alias, standing, input.predicate);
         if let Some(group) = &input.keep_latest {
@@ -159,6 +166,7 @@ impl Statements {
             root: format!("{} AS {alias}", input.root.quoted()),
             alias,
             age,
+            ageless,
             age_type: input.age_type,
             zone: literal(input.zone),
             cutoff,
@@ -202,6 +210,12 @@ impl Statements {
             return format!("SELECT '{oid}'::oid, count(*) FROM {table} WHERE {eligible} HAVING count(*) > 0");
         }
         format!("SELECT {alias}.tableoid, count(*) FROM {root} WHERE {eligible} GROUP BY 1")
+    }
+
+    /// How many rows can never be due because nothing says how old they are, up to a limit.
+    pub(super) fn ageless(&self) -> String {
+        let Self { root, ageless, .. } = self;
+        format!("SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {ageless} LIMIT {COUNT_LIMIT}) AS bounded")
     }
 
     /// Whether a row is due by its age alone.
@@ -534,6 +548,7 @@ mod tests {
         Statements::compile(&Input {
             root: &relation("events"),
             age_column: "created_at",
+            age_fallback: None,
             age_type: AgeType::Timestamptz,
             cutoff: &cutoff("2026-01-01 00:00:00+00"),
             zone: "UTC",
@@ -550,6 +565,7 @@ mod tests {
         Statements::compile(&Input {
             root: &relation("Say \"x\""),
             age_column: "last",
+            age_fallback: None,
             age_type: AgeType::Timestamp,
             cutoff: &cutoff("2026-01-01 01:00:00"),
             zone: "Europe/Berlin",

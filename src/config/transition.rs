@@ -12,6 +12,7 @@ const SET: &str = "write set = { COLUMN = \"state\" }";
 pub(super) fn read(field: &Field<'_>) -> Option<TransitionSettings> {
     let mut section = field.section()?;
     let rows = rows::read(&mut section);
+    let age_fallback = section.optional("age_fallback").map(|field| rows::column(&field));
     let after = section.required("after").and_then(|field| field.parse());
     let from_field = section.required("from");
     let set_field = section.required("set");
@@ -28,6 +29,10 @@ pub(super) fn read(field: &Field<'_>) -> Option<TransitionSettings> {
     Some(TransitionSettings {
         table: rows.table?,
         age_column: rows.age_column?,
+        age_fallback: match age_fallback {
+            Some(column) => Some(column?),
+            None => None,
+        },
         after: after?,
         from: from?,
         set: set?,

@@ -167,6 +167,7 @@ impl RetentionJob {
         Rule {
             table: settings.table,
             age_column: settings.age_column,
+            age_fallback: None,
             period: settings.keep,
             predicate: settings.predicate,
             timezone: settings.timezone,

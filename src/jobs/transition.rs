@@ -18,6 +18,9 @@ pub struct TransitionSettings {
     pub table: TableName,
     /// The column that says how long a row has been as it is.
     pub age_column: String,
+    /// The column that says it where that one is null, such as when the row was begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_fallback: Option<String>,
     /// After how long it moves.
     pub after: Period,
     /// The states it moves from: a column and its values.
@@ -72,6 +75,7 @@ impl TransitionJob {
         Rule {
             table: settings.table,
             age_column: settings.age_column,
+            age_fallback: settings.age_fallback,
             period: settings.after,
             predicate: settings.predicate,
             timezone: settings.timezone,

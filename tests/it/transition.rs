@@ -17,6 +17,7 @@ fn sweep() -> TransitionSettings {
     TransitionSettings {
         table: "onboarding.sessions".parse().unwrap(),
         age_column: "last_activity_at".to_owned(),
+        age_fallback: None,
         after: "2h".parse().unwrap(),
         from: FromState {
             column: "status".to_owned(),
@@ -54,6 +55,51 @@ async fn statuses(database: &Database) -> Vec<String> {
     database
         .value("SELECT array_agg(coalesce(status::text, 'null') ORDER BY id) FROM onboarding.sessions")
         .await
+}
+
+#[tokio::test]
+async fn a_session_without_activity_goes_by_its_start_or_is_named() {
+    let database = with_sessions("(1, 'in_progress', NULL, NULL), (2, 'completed', NULL, NULL)").await;
+    database
+        .execute(
+            "ALTER TABLE onboarding.sessions ADD started_at timestamptz NOT NULL DEFAULT now();
+             CREATE INDEX ON onboarding.sessions (last_activity_at);
+             UPDATE onboarding.sessions SET started_at = now() - interval '3 hours';
+             INSERT INTO onboarding.sessions (id, status, last_activity_at, started_at) VALUES
+                 (3, 'in_progress', NULL, now() - interval '119 minutes'),
+                 (4, 'in_progress', now() - interval '119 minutes', now() - interval '3 hours'),
+                 (5, 'in_progress', now() - interval '121 minutes', now())",
+        )
+        .await;
+    let without = run_once(&database, &job()).await.unwrap();
+    assert_eq!(without.body["rows"], 1);
+    let warnings = without.body["warnings"].to_string();
+    assert!(
+        warnings.contains("never due, having no last_activity_at: 2 rows; `age_fallback` names"),
+        "{warnings}"
+    );
+    let by_start = TransitionSettings {
+        age_fallback: Some("started_at".to_owned()),
+        ..sweep()
+    };
+    let with = run_once(&database, &TransitionJob::new(by_start.clone()))
+        .await
+        .unwrap();
+    assert_eq!((with.outcome, &with.body["rows"]), (Outcome::Succeeded, &1.into()));
+    assert_eq!(with.body["warnings"].to_string(), "[]");
+    assert_eq!(
+        statuses(&database).await,
+        ["abandoned", "completed", "in_progress", "in_progress", "abandoned"]
+    );
+    let of_another_type = TransitionSettings {
+        age_fallback: Some("status".to_owned()),
+        ..by_start
+    };
+    let refused = refusal(&database, &TransitionJob::new(of_another_type), &Setup::default()).await;
+    assert!(
+        refused.to_string().contains("cannot stand in for last_activity_at"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]

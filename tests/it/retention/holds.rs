@@ -230,6 +230,7 @@ async fn a_transition_leaves_held_rows_as_they_are() {
     migrate::apply(&database.target).await.unwrap();
     place(&database, "sessions", "id > 7").await;
     let job = pgreeve::jobs::transition::TransitionJob::new(pgreeve::jobs::transition::TransitionSettings {
+        age_fallback: None,
         table: "sessions".parse().unwrap(),
         age_column: "at".to_owned(),
         after: "2h".parse().unwrap(),
