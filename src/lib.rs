@@ -14,10 +14,10 @@
 //! | [`schedule`] | cron, slots, one dispatcher per database |
 //! | [`http`] | metrics, health, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
+//! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
 //! | [`backup`] | dump, walk, compress, upload, manifest; restore |
 //! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
-//! | [`ledger`] | what happened, in the database |
 //! | [`job`] | the contract between runner and kinds |
 //! | [`ledger`] | what happened, in the database |
 //! | [`audit`] | what happened, on the host, for outsiders to check |
@@ -51,6 +51,7 @@ pub mod jobs;
 pub mod ledger;
 pub mod lifecycle;
 pub mod postgres;
+pub mod rollup;
 pub mod runner;
 pub mod schedule;
 pub mod stops;

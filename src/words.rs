@@ -10,6 +10,8 @@ pub enum Kind {
     Retention,
     /// Moves rows from one state to another when they are old enough.
     Transition,
+    /// Brings measures by buckets of time up to date.
+    Rollup,
     /// Streams `pg_dump` to a store.
     Backup,
     /// Erases people who asked for it.
@@ -25,6 +27,7 @@ impl Kind {
         match self {
             Self::Retention => "retention",
             Self::Transition => "transition",
+            Self::Rollup => "rollup",
             Self::Backup => "backup",
             Self::Erasure => "erasure",
             Self::Partitions => "partitions",

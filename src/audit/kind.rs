@@ -42,6 +42,7 @@ record_kinds! {
     JobResumed = "job.resumed": "A paused job goes on.",
     HoldPlaced = "hold.placed": "A legal hold was placed.",
     HoldReleased = "hold.released": "A legal hold was released.",
+    RollupChanged = "rollup.changed": "An operator initialised, adopted or removed a rollup.",
     ErasureRequested = "erasure.requested": "An erasure was asked for.",
     ErasureExtended = "erasure.extended": "The deadline of an erasure was extended.",
     ErasureRejected = "erasure.rejected": "A request for erasure was refused, with a reason.",

@@ -20,10 +20,24 @@ const CLAUSES: [&str; 8] = ["where", "and", "or", "order", "limit", "returning",
 /// # Errors
 /// Says what is wrong. The server may still refuse the expression.
 pub fn check(text: &str) -> Result<(), ValueError> {
+    balanced(text, false)
+}
+
+/// Checks that a text can stand between brackets as a query: as [`check`], but it may be a list and
+/// begin with any word.
+///
+/// # Errors
+/// Says what is wrong. The server may still refuse the query.
+pub fn check_query(text: &str) -> Result<(), ValueError> {
+    balanced(text, true)
+}
+
+fn balanced(text: &str, query: bool) -> Result<(), ValueError> {
     let mut lexer = Lexer {
         rest: text.chars().peekable(),
         open: Vec::new(),
         tokens: 0,
+        query,
     };
     while lexer.token()? {}
     match lexer.open.pop() {
@@ -56,6 +70,8 @@ struct Lexer<'a> {
     open: Vec<char>,
     /// How many tokens were read that are not white space or comments.
     tokens: usize,
+    /// Whether it is a query and not one condition.
+    query: bool,
 }
 
 impl Lexer<'_> {
@@ -74,7 +90,7 @@ impl Lexer<'_> {
             '(' | '[' => self.open.push(c),
             ')' | ']' => self.close(c)?,
             ';' => return Err(bad("a `;` would end the statement", BALANCE)),
-            ',' if self.open.is_empty() => {
+            ',' if self.open.is_empty() && !self.query => {
                 return Err(bad(
                     "a `,` makes a list, not one condition",
                     "join conditions with AND or OR",
@@ -105,7 +121,7 @@ impl Lexer<'_> {
         if word.eq_ignore_ascii_case("e") && self.rest.next_if_eq(&'\'').is_some() {
             return self.escape_string();
         }
-        if self.tokens == 0 && CLAUSES.iter().any(|clause| word.eq_ignore_ascii_case(clause)) {
+        if self.tokens == 0 && !self.query && CLAUSES.iter().any(|clause| word.eq_ignore_ascii_case(clause)) {
             return Err(bad(
                 format!("a condition does not begin with {}", word.to_ascii_uppercase()),
                 "write the condition alone, such as \"status = 'completed'\"",

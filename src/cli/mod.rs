@@ -15,6 +15,7 @@ mod output;
 mod prove;
 mod prune;
 mod record;
+mod rollup;
 mod run;
 mod shell;
 mod site;
@@ -98,6 +99,9 @@ enum Verb {
     /// Erasure of people: list, plan, request, extend, reject.
     #[command(subcommand)]
     Erasure(erasure::ErasureVerb),
+    /// Rollups: initialise, fill again, compare with the source, remove them.
+    #[command(subcommand)]
+    Rollup(rollup::RollupVerb),
     /// Let the daemon read the configuration again; a bad one leaves the old one in force.
     Reload,
     /// Take a job off its schedule for a while; each slot meanwhile gets a row as skipped.
@@ -462,6 +466,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         }
         Verb::Erasure(verb) => erasure::erasure(&load(file)?, verb, json).await,
         Verb::Hold(verb) => hold::hold(&load(file)?, &verb, json).await,
+        Verb::Rollup(verb) => Box::pin(rollup::rollup(&load(file)?, &verb, json)).await,
         Verb::Reload => control::reload(file, json).await,
         Verb::Pause(arguments) => {
             let config = load(file)?;

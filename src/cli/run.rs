@@ -20,7 +20,7 @@ use crate::ledger::runs::{self, NewRun, RunRecord};
 use crate::ledger::{migrate, policies};
 use crate::lifecycle;
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
-use crate::runner::{self, RunRequest, Runner, Site, Stops};
+use crate::runner::{self, RunRequest, RunnableJob, Runner, Site, Stops};
 use crate::schedule::{cancelling, recovery};
 use crate::values::{JobName, Name, RunId};
 
@@ -141,6 +141,17 @@ pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, j
         let outcome = answer["run"]["outcome"].as_str().and_then(Outcome::from_word);
         return Ok(show_run(&answer["run"], outcome, answer["may_pass"] == true, json));
     }
+    run_here(config, settings, daemon::runnable(config, settings), note, json).await
+}
+
+/// In this process, beside a daemon that leads or as the leader.
+pub(super) async fn run_here(
+    config: &Config,
+    settings: &JobSettings,
+    runnable: RunnableJob,
+    note: Option<String>,
+    json: bool,
+) -> Result<Exit, Failure> {
     let audit = open_audit(config)?;
     let mut site = look(&settings.database, target(config, &settings.database)?).await?;
     migrate::apply(&site.target)
@@ -174,7 +185,7 @@ pub(super) async fn run(config: &Config, name: &JobName, note: Option<String>, j
     let stops = Stops::default();
     let done = CancellationToken::new();
     let keeper = lead.map(|lead| tokio::spawn(keep_leading(lead, stops.clone(), done.clone())));
-    let record = Box::pin(run_once(config, settings, site, &audit, note, json, stops)).await;
+    let record = Box::pin(run_once(config, settings, runnable, site, &audit, note, json, stops)).await;
     done.cancel();
     if let Some(keeper) = keeper {
         let _ = keeper.await;
@@ -255,16 +266,17 @@ async fn run_in_the_daemon(
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is a part of the run's request")]
 async fn run_once(
     config: &Config,
     settings: &JobSettings,
+    runnable: RunnableJob,
     site: Site,
     audit: &AuditLog,
     note: Option<String>,
     json: bool,
     stops: Stops,
 ) -> Result<RunRecord, Failure> {
-    let runnable = daemon::runnable(config, settings);
     let row = NewRun {
         run: RunId::new(),
         job: settings.name.clone(),

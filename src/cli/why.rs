@@ -62,7 +62,7 @@ pub(super) fn parse_at(text: &str) -> Result<At, String> {
 }
 
 impl At {
-    fn resolve(self, zone: &TimeZone) -> Option<Timestamp> {
+    pub(super) fn resolve(self, zone: &TimeZone) -> Option<Timestamp> {
         match self {
             Self::Instant(instant) => Some(instant),
             Self::Local(local) => match zone.to_ambiguous_timestamp(local).offset() {

@@ -9,7 +9,7 @@ use super::policy::{self, Policy};
 use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
-use super::{backup, erasure, partitions, retention, throttle, transition};
+use super::{backup, erasure, partitions, retention, rollup, throttle, transition};
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
@@ -19,17 +19,17 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind::Retention,
     Kind::Transition,
     Kind::Erasure,
+    Kind::Rollup,
     Kind::Backup,
     Kind::Partitions,
 ];
 
 /// Kinds of the design that this version does not have.
-const PLANNED: [&str; 7] = [
-    "rollup",
+const PLANNED: [&str; 6] = [
     "refresh",
     "export",
     "restore_check",
@@ -248,6 +248,7 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
         .map(|(kind, field)| match kind {
             Kind::Retention => retention::read(field, scope).map(KindSettings::Retention),
             Kind::Transition => transition::read(field).map(KindSettings::Transition),
+            Kind::Rollup => rollup::read(field).map(KindSettings::Rollup),
             Kind::Backup => backup::read(field, scope).map(KindSettings::Backup),
             Kind::Erasure => erasure::read(field).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
@@ -255,7 +256,7 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
         .collect();
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
-        let help = "add one of retention, transition, erasure, backup and partitions";
+        let help = "add one of retention, transition, erasure, rollup, backup and partitions";
         let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
         section.lacks(&keys, message, help.to_owned());
     }

@@ -17,6 +17,7 @@ mod partitions;
 mod paths;
 mod policy;
 mod retention;
+mod rollup;
 mod rows;
 mod section;
 mod sink;

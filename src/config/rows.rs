@@ -56,7 +56,8 @@ pub(super) fn is_column(field: &Field<'_>, text: &str) -> bool {
     sound
 }
 
-fn condition(field: &Field<'_>) -> Option<String> {
+/// One condition of SQL.
+pub(super) fn condition(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
     field.checked(predicate::check(text))?;
     Some(text.to_owned())

@@ -10,6 +10,7 @@ use super::backup::{BackupJob, BackupSettings, OpenStore};
 use super::erasure::{ErasureJob, OpenProof};
 use super::partitions::PartitionsJob;
 use super::retention::{RetentionJob, RetentionSettings};
+use super::rollup::RollupJob;
 use super::transition::TransitionJob;
 use crate::backup::parts::PartSizes;
 use crate::batch::Throttle;
@@ -44,6 +45,7 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
         KindSettings::Transition(settings) => {
             Arc::new(TransitionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
         }
+        KindSettings::Rollup(rollup) => Arc::new(RollupJob::new(rollup.clone())),
         KindSettings::Backup(settings) => Arc::new(backup(settings, surroundings)),
         KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),

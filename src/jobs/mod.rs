@@ -5,6 +5,7 @@ pub mod build;
 pub mod erasure;
 pub mod partitions;
 pub mod retention;
+pub mod rollup;
 pub mod transition;
 
 use serde::Serialize;
@@ -15,6 +16,7 @@ use self::retention::RetentionSettings;
 use self::transition::TransitionSettings;
 use crate::erasure::rule::Rule;
 use crate::job::Kind;
+use crate::rollup::Rollup;
 use crate::values::{Name, fingerprint};
 
 /// A job's kind with its settings: `[jobs.NAME] KIND = { … }`.
@@ -25,6 +27,8 @@ pub enum KindSettings {
     Retention(RetentionSettings),
     /// `transition = { … }`
     Transition(TransitionSettings),
+    /// `rollup = { … }`
+    Rollup(Rollup),
     /// `backup = { … }`
     Backup(BackupSettings),
     /// `erasure = { … }`
@@ -40,6 +44,7 @@ impl KindSettings {
         match self {
             Self::Retention(_) => Kind::Retention,
             Self::Transition(_) => Kind::Transition,
+            Self::Rollup(_) => Kind::Rollup,
             Self::Backup(_) => Kind::Backup,
             Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
@@ -51,7 +56,7 @@ impl KindSettings {
     pub fn stores(&self) -> Vec<(&'static str, &Name)> {
         match self {
             Self::Retention(settings) => settings.stores(),
-            Self::Transition(_) | Self::Erasure(_) | Self::Partitions(_) => Vec::new(),
+            Self::Transition(_) | Self::Erasure(_) | Self::Rollup(_) | Self::Partitions(_) => Vec::new(),
             Self::Backup(settings) => vec![("store", &settings.store)],
         }
     }

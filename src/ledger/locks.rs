@@ -20,6 +20,9 @@ pub const EXCLUSION_CLASS: i32 = LEADER_CLASS + 2;
 /// The legal holds of the database (second key 1): shared by every batch, alone for a new hold.
 pub const HOLD_CLASS: i32 = LEADER_CLASS + 40;
 
+/// The target of a rollup: one transaction at a time replaces rows in it.
+pub const ROLLUP_CLASS: i32 = LEADER_CLASS + 70;
+
 /// The second key of a name.
 #[must_use]
 pub fn key(name: &str) -> i32 {

@@ -19,6 +19,7 @@ pub mod pauses;
 pub mod policies;
 pub mod purges;
 pub mod reconcile;
+pub mod rollups;
 pub mod runs;
 pub mod slots;
 pub mod trend;

@@ -59,8 +59,9 @@ pub fn priority(kind: Kind) -> u8 {
     match kind {
         Kind::Erasure => 0,
         Kind::Backup | Kind::Partitions => 1,
-        Kind::Retention => 2,
-        Kind::Transition => 3,
+        Kind::Rollup => 2,
+        Kind::Retention => 3,
+        Kind::Transition => 4,
     }
 }
 

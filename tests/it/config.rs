@@ -133,6 +133,7 @@ fn the_shipped_configuration_loads_without_a_warning() {
         [
             "abandon-sessions",
             "erase-users",
+            "hourly-events",
             "nightly-backup",
             "purge-consents",
             "purge-events",
@@ -273,7 +274,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, backup and partitions",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, backup and partitions",
         ]
     );
 }

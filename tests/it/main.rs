@@ -28,6 +28,7 @@ mod partitions;
 mod regressions;
 mod restore;
 mod retention;
+mod rollup;
 mod runner;
 mod sample;
 mod schedule;
