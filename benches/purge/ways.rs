@@ -150,6 +150,7 @@ async fn pgreeve(target: &ConnectTarget) -> (f64, Vec<(f64, f64)>) {
         timezone: None,
         keep_latest_per: Vec::new(),
         skip_if_referenced: false,
+        after: Vec::new(),
         max_fraction: Some(1.0),
         max_rows: None,
         archive: None,

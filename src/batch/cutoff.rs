@@ -76,6 +76,31 @@ async fn at(
     Ok(Cutoff { instant, value })
 }
 
+/// A cutoff at a given instant; before everything without one.
+pub(super) async fn at_instant(
+    connection: &mut PgConnection,
+    instant: Option<jiff::Timestamp>,
+    zone: &Timezone,
+    age_type: AgeType,
+) -> Result<Cutoff, JobError> {
+    let instant = instant.map_or_else(|| "-infinity".to_owned(), |instant| instant.to_string());
+    let (instant, local, date): (String, String, String) = sqlx::query_as(
+        "SELECT instant::text, (instant AT TIME ZONE zone)::text, ((instant AT TIME ZONE zone)::date)::text
+         FROM (SELECT $1::text::timestamptz AS instant, $2::text AS zone) AS given",
+    )
+    .bind(instant)
+    .bind(zone.name())
+    .fetch_one(connection)
+    .await
+    .map_err(|error| JobError::database("compute the cutoff", &error.into()))?;
+    let value = match age_type {
+        AgeType::Timestamptz => instant.clone(),
+        AgeType::Timestamp => local,
+        AgeType::Date => date,
+    };
+    Ok(Cutoff { instant, value })
+}
+
 /// An instant as PostgreSQL writes it in UTC, as RFC 3339; a text that has no such form (infinity, a
 /// year before 1) stays as it is.
 pub(super) fn rfc3339(instant: &str) -> String {

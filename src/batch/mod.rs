@@ -18,6 +18,7 @@ mod estimate;
 mod exemption;
 mod fenced;
 mod foreign;
+mod gate;
 mod grants;
 mod held;
 mod key_walk;

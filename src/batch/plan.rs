@@ -11,6 +11,7 @@ use super::brake::{self, Tripped};
 use super::condition::Group;
 use super::cutoff::{self, Cutoff, rfc3339};
 use super::estimate::{self, Estimate};
+use super::gate::Gates;
 use super::held::Held;
 use super::leaf_walk::{Halt, Limits, Tally, Walk, committed};
 use super::outside::{Beside, Outside};
@@ -71,11 +72,16 @@ async fn draw_up(
     target.warnings.extend(beside.check(connection, &target).await?);
     let table = target.relation.display();
     let cutoff = cutoff::fix(connection, &rule.period, &rule.zone(), target.age_type).await?;
+    let mut gates = Gates::read(connection, rule, &target).await?;
+    let cutoff = gates.lower(connection, cutoff, &rule.zone(), target.age_type).await?;
     let group = exemption::group(connection, rule, &mut target).await?;
     exemption::references(rule, &target)?;
     let held = Held::read(connection, rule, &target).await?;
     let mut statements = compile(rule, &target, &cutoff, group)?;
     beside.narrow(&mut statements);
+    for condition in gates.conditions(&target) {
+        statements.require(condition);
+    }
     estimate::probe(connection, &table, &statements).await?;
     held.probe(connection, &statements).await?;
     statements.hold(&held.holds().standing);
@@ -117,6 +123,7 @@ async fn draw_up(
         why,
         beside,
         whole,
+        gates,
     })
 }
 
@@ -169,6 +176,7 @@ struct RowPlan {
     why: String,
     beside: Beside,
     whole: Option<Whole>,
+    gates: Gates,
 }
 
 impl Plan for RowPlan {
@@ -183,6 +191,7 @@ impl Plan for RowPlan {
             "why": self.why,
             "where": self.statements.shown(),
             "holds": self.held.ids(),
+            "gates": self.gates.shown(),
             "brakes": self.tripped.iter().map(Tripped::shown).collect::<Vec<_>>(),
             "triggers": self.target.triggers,
             "foreign_keys": self.foreign_keys,
@@ -210,6 +219,9 @@ impl RowPlan {
         let mut tally = Tally::default();
         self.started = Instant::now();
         let passing = brake::check(context, &self.target.relation.display(), &self.tripped, self.due.rows).await?;
+        if self.deletes {
+            self.gates.announce(context, &self.target, &self.cutoff).await?;
+        }
         let mut outside = Outside::begin(&self.beside, context, &self.target.relation, &self.cutoff).await?;
         // What an earlier attempt did counts against the brake too.
         let before = committed(context, &tally).await;
@@ -290,12 +302,18 @@ impl RowPlan {
             }
             Some(Halt::Budget | Halt::Brake | Halt::Store(_)) | None => {}
         }
-        let (outcome, reason) = report.outcome(halt.as_ref());
+        let (mut outcome, mut reason) = report.outcome(halt.as_ref());
         let body = report.body();
         if outcome == Outcome::Succeeded && self.deletes {
             self.record_purge(context)
                 .await
                 .map_err(|error| error.with_partial(body.clone()))?;
+        }
+        if let Some(gated) = self.gates.reason() {
+            if outcome == Outcome::Succeeded {
+                outcome = Outcome::Gated;
+            }
+            reason = Some(reason.map_or(gated.clone(), |reason| format!("{reason}; {gated}")));
         }
         Ok(JobReport { outcome, reason, body })
     }
@@ -400,6 +418,7 @@ impl RowPlan {
             why: self.why.clone(),
             rows: committed(context, &tally).await,
             tally,
+            gates: self.gates.shown(),
             throttle_ms: self.yielding.milliseconds(),
             signals: self.yielding.shown(),
             throttled: self.yielding.longest(),

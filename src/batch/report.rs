@@ -26,6 +26,8 @@ pub(super) struct Report {
     pub(super) rows: u64,
     /// What this attempt did.
     pub(super) tally: Tally,
+    /// The rollups that had to have sealed what was deleted.
+    pub(super) gates: Value,
     /// How long it yielded.
     pub(super) throttle_ms: u64,
     /// What the throttle's signals said.
@@ -63,7 +65,7 @@ impl Report {
             "locked": self.tally.locked,
             "remaining": self.remains.as_ref().map(|remains| remains.rows),
             "oldest_remaining": self.remains.as_ref().and_then(|remains| remains.oldest.clone()),
-            "gates": [],
+            "gates": self.gates,
             "throttle_ms": self.throttle_ms,
             "signals": self.signals,
             "hidden_not_erased": self.hidden_not_erased,
@@ -144,6 +146,7 @@ mod tests {
                 longest: Duration::from_millis(12),
                 locked: 0,
             },
+            gates: json!([]),
             throttle_ms: 40,
             signals: json!({ "replica_lag": { "state": "ok", "held_ms": 0 } }),
             throttled: None,

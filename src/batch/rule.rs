@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::throttle::Throttle;
-use crate::values::{Period, TableName, Timezone};
+use crate::values::{JobName, Period, TableName, Timezone};
 
 /// Which rows are due, and what becomes of them.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Rule {
     pub keep_latest_per: Vec<String>,
     /// Whether rows stay that a foreign key points at.
     pub skip_if_referenced: bool,
+    /// Rollups that must have sealed what is deleted, besides those that the ledger knows.
+    pub after: Vec<JobName>,
     /// What makes a run implausible.
     pub brakes: Brakes,
     /// When a run yields.

@@ -278,15 +278,17 @@ async fn prepare(
     let time = if slice.is_guessed() { GUESSED_TIME } else { BATCH_TIME };
     // What waits for a store in between is not idle for nothing.
     let idle = outside.is_busy().then(|| (STORE_TIME * 2).as_millis().to_string());
+    // The last setting tells the triggers of rollups that rows go, and what was counted of them stays.
     let settings = format!(
         "SELECT pg_current_wal_insert_lsn()::text, set_config('synchronous_commit', $3, true),
                 set_config('jit', 'off', true), set_config('enable_seqscan', $2, true),
                 set_config('idle_in_transaction_session_timeout',
                            coalesce($4, current_setting('idle_in_transaction_session_timeout')), true),
+                set_config('pgreeve.retention', 'on', true),
                 limited.ms
          FROM ({LIMIT_STATEMENT}) AS limited"
     );
-    let (wal, _, _, _, _, limit): (String, String, String, String, String, i64) =
+    let (wal, _, _, _, _, _, limit): (String, String, String, String, String, String, i64) =
         sqlx::query_as(AssertSqlSafe(settings))
             .bind(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
             .bind(scan)

@@ -9,10 +9,10 @@ use super::control::{daemon_status, pauses_in_force, print_daemon};
 use super::site::{database_failure, job};
 use super::{Exit, Failure, bad_configuration, counted, output};
 use crate::config::{Config, JobSettings};
-use crate::job::Outcome;
+use crate::job::{Kind, Outcome};
 use crate::jobs::KindSettings;
-use crate::ledger::lag;
 use crate::ledger::runs::{self, HistoryFilter, RunRecord};
+use crate::ledger::{lag, rollups};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::{JobName, Name};
@@ -225,6 +225,10 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
             Ok(mut records) => (records.pop(), None),
             Err(error) => (None, Some(error.to_string())),
         };
+        let unsealed = match settings.kind.kind() {
+            Kind::Rollup => read_rollup_lag(target, &settings.name).await.unwrap_or(None),
+            _ => None,
+        };
         let behind = match &record {
             Some(_) if settings.kind.kind().is_destructive() => read_lag(target, &settings.name).await.unwrap_or(None),
             _ => None,
@@ -242,7 +246,7 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
             }
             outlooks.extend(outlook.map(|outlook| (&settings.name, outlook)));
         }
-        entries.push((settings, record, trouble, next, behind));
+        entries.push((settings, record, trouble, next, behind, unsealed));
     }
     let outlook_of = |job: &JobName| {
         outlooks
@@ -253,10 +257,10 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
     if as_json {
         let jobs: Vec<Value> = entries
             .iter()
-            .map(|(settings, record, trouble, next, behind)| {
+            .map(|(settings, record, trouble, next, behind, unsealed)| {
                 json!({
                     "job": settings.name, "database": settings.database, "last": record, "error": trouble, "next": next,
-                    "over_retention_seconds": behind, "paused_until": paused_until(&settings.name),
+                    "over_retention_seconds": behind, "rollup_lag_seconds": unsealed, "paused_until": paused_until(&settings.name),
                     "requests": outlook_of(&settings.name),
                 })
             })
@@ -266,7 +270,7 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
     }
     let rows: Vec<Vec<String>> = entries
         .iter()
-        .map(|(settings, record, trouble, next, behind)| {
+        .map(|(settings, record, trouble, next, behind, unsealed)| {
             let last = record.as_ref().map(history_row).unwrap_or_default();
             let cell = |index: usize| last.get(index).cloned().unwrap_or_default();
             vec![
@@ -282,7 +286,7 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
                     Some(until) => format!("paused until {until}"),
                     None => next.map(|at| at.to_string()).unwrap_or_default(),
                 },
-                behind.map(roughly).unwrap_or_default(),
+                behind.or(*unsealed).map(roughly).unwrap_or_default(),
                 trouble.clone().unwrap_or_else(|| cell(6)),
             ]
         })
@@ -300,6 +304,14 @@ pub(super) async fn status(config: &Config, as_json: bool) -> Result<Exit, Failu
 async fn read_lag(target: &ConnectTarget, job: &JobName) -> Result<Option<u64>, DatabaseError> {
     let mut session = Session::open(target, &SessionSettings::control("pgreeve:status")).await?;
     let lag = lag::over_retention(session.connection(), job).await;
+    session.close().await;
+    lag
+}
+
+/// For how long a rollup is not sealed.
+async fn read_rollup_lag(target: &ConnectTarget, job: &JobName) -> Result<Option<u64>, DatabaseError> {
+    let mut session = Session::open(target, &SessionSettings::control("pgreeve:status")).await?;
+    let lag = rollups::lag(session.connection(), job).await;
     session.close().await;
     lag
 }

@@ -24,7 +24,7 @@ const BACK: SignedDuration = SignedDuration::from_hours(24 * 3660);
 
 /// What stands between a slot and the end of its run, in order: its name, the word that begins the
 /// reason of a slot it stopped, and what it means to pass it.
-const GATES: [(&str, &str, &str); 7] = [
+const GATES: [(&str, &str, &str); 8] = [
     ("lead", "missed", "a daemon led the database when the slot came"),
     ("pause", "paused", "the job was not paused"),
     ("overlap", "overlap", "no other run of the job was in the way"),
@@ -35,6 +35,11 @@ const GATES: [(&str, &str, &str); 7] = [
     ),
     ("primary", "standby", "the server was the primary"),
     ("approval", "gated", "nothing held the policy back"),
+    (
+        "rollups",
+        "rollup",
+        "no rollup of its table had less sealed than was due",
+    ),
     ("run", "run", "the run came to a green end"),
 ];
 
@@ -167,7 +172,8 @@ fn gates(known: &Known, slot: &Occurrence) -> Vec<Gate> {
     let stopped_at = match run.outcome() {
         Some(Outcome::Succeeded) => None,
         Some(Outcome::Missed) => Some(0),
-        Some(Outcome::Gated) => Some(last - 1),
+        Some(Outcome::Gated) if reason.starts_with("rollup: ") => Some(last - 1),
+        Some(Outcome::Gated) => Some(last - 2),
         Some(Outcome::Skipped) => {
             let word = reason.split(':').next().unwrap_or_default();
             Some(GATES.iter().position(|(_, begins, _)| *begins == word).unwrap_or(last))

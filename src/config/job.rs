@@ -128,6 +128,7 @@ impl<'a> Names<'a> {
 pub(super) struct Scope<'a> {
     pub(super) databases: Names<'a>,
     pub(super) stores: Names<'a>,
+    pub(super) jobs: Names<'a>,
     pub(super) defaults: Policy<'a>,
     pub(super) timezone: Timezone,
     pub(super) surroundings: &'a Surroundings,

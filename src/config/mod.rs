@@ -12,6 +12,7 @@ mod digest;
 mod erasure;
 mod field;
 mod finding;
+mod gates;
 mod job;
 mod partitions;
 mod paths;
@@ -120,6 +121,7 @@ impl Config {
         let (files, mut findings) = source::read_all(path);
         let (config, found) = read(&files, surroundings);
         findings.extend(found);
+        findings.extend(config.iter().flat_map(gates::check));
         let sound = findings.iter().all(|finding| finding.severity == Severity::Warning);
         match config {
             Some(config) if sound => Ok((config, findings)),
@@ -173,14 +175,15 @@ fn compose<'a>(
 
     let databases = merged("databases", databases).take_all();
     let stores = merged("stores", stores).take_all();
+    let jobs = merged("jobs", jobs).take_all();
     let scope = Scope {
         databases: Names::new("database", &databases),
         stores: Names::new("store", &stores),
+        jobs: Names::new("job", &jobs),
         defaults: default_policy,
         timezone: daemon.timezone.clone(),
         surroundings,
     };
-    let jobs = merged("jobs", jobs).take_all();
     if jobs.is_empty() && !sink.is_broken() {
         sink.warning(
             &start,

@@ -6,9 +6,7 @@ use super::{backup, rows};
 use crate::backup::compress::Packing;
 use crate::batch::{ArchiveFormat, PartitionMode};
 use crate::jobs::retention::{ArchiveSettings, ObjectSettings, RetentionSettings};
-
-/// Keys of the design that this version does not have.
-const PLANNED: [&str; 1] = ["after"];
+use crate::values::JobName;
 
 /// The largest part of a table that a run may delete where the policy does not say.
 const MAX_FRACTION: f64 = 0.3;
@@ -35,7 +33,9 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<RetentionSett
     let objects = objects.map_or(Some(None), |field| objects_of(&field, scope).map(Some));
     let partitions = section.optional("partitions");
     let partitions = partitions.map_or(Some(None), |field| field.word(&PartitionMode::WORDS, &[]).map(Some));
-    section.finish(&PLANNED);
+    let after = section.optional("after");
+    let after = after.map_or(Some(Vec::new()), |field| after_of(&field, scope));
+    section.finish(&[]);
     Some(RetentionSettings {
         table: rows.table?,
         age_column: rows.age_column?,
@@ -44,12 +44,30 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<RetentionSett
         timezone: rows.timezone,
         keep_latest_per: keep_latest_per?,
         skip_if_referenced: skip_if_referenced?,
+        after: after?,
         max_fraction,
         max_rows,
         archive: archive?,
         objects: objects?,
         partitions: partitions?,
     })
+}
+
+/// Jobs of the configuration, at least one.
+fn after_of(field: &Field<'_>, scope: &Scope<'_>) -> Option<Vec<JobName>> {
+    let elements = field.array()?;
+    if elements.is_empty() {
+        field.error(
+            "names no job",
+            "name at least one rollup, or leave the key out: every rollup of the table is waited for anyway",
+        );
+        return None;
+    }
+    let job = |element: &Field<'_>| {
+        let name: JobName = element.parse()?;
+        scope.jobs.refer(element, &name).map(|()| name)
+    };
+    elements.iter().map(job).collect()
 }
 
 fn archive_of(field: &Field<'_>, scope: &Scope<'_>) -> Option<ArchiveSettings> {

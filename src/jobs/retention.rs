@@ -16,7 +16,7 @@ use crate::batch::{
 use crate::job::{Exclusion, Job, JobContext, JobError, Kind, Plan};
 use crate::postgres::grant::Grant;
 use crate::store::Store;
-use crate::values::{Name, Period, TableName, Timezone};
+use crate::values::{JobName, Name, Period, TableName, Timezone};
 
 /// `[jobs.NAME] retention = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -39,6 +39,9 @@ pub struct RetentionSettings {
     /// Whether rows stay that a foreign key points at.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub skip_if_referenced: bool,
+    /// Rollups that must have sealed what is deleted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<JobName>,
     /// The largest part of the table, 0 to 1, that one run may delete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_fraction: Option<f64>,
@@ -174,6 +177,7 @@ impl RetentionJob {
             change: Change::Delete,
             keep_latest_per: settings.keep_latest_per,
             skip_if_referenced: settings.skip_if_referenced,
+            after: settings.after,
             brakes: Brakes {
                 max_rows: settings.max_rows,
                 max_fraction: settings.max_fraction,

@@ -87,6 +87,7 @@ impl TransitionJob {
             }),
             keep_latest_per: Vec::new(),
             skip_if_referenced: false,
+            after: Vec::new(),
             brakes: Brakes::default(),
             throttle: self.throttle.clone(),
         }

@@ -25,7 +25,13 @@ pub async fn over_retention(connection: &mut PgConnection, job: &JobName) -> Res
 /// The cutoff has moved on since the run by as much as the clock.
 fn behind(report: &Value, since: f64) -> u64 {
     let instant = |key: &str| report.get(key)?.as_str()?.parse::<Timestamp>().ok();
-    let left = match (instant("cutoff"), instant("oldest_remaining")) {
+    // A gate lowers the cutoff: what it keeps is not counted, and begins where the run stopped.
+    let gates = report.get("gates").and_then(Value::as_array).into_iter().flatten();
+    let policy = gates
+        .filter_map(|gate| gate.get("policy_cutoff")?.as_str()?.parse::<Timestamp>().ok())
+        .max();
+    let oldest = instant("oldest_remaining").or_else(|| policy.and(instant("cutoff")));
+    let left = match (policy.or_else(|| instant("cutoff")), oldest) {
         (Some(cutoff), Some(oldest)) => cutoff.duration_since(oldest),
         _ => SignedDuration::ZERO,
     };
@@ -51,6 +57,9 @@ mod tests {
         let left = json!({ "cutoff": cutoff, "oldest_remaining": "2026-01-01T00:00:00Z" });
         assert_eq!(behind(&left, 60.4), 86_460);
         assert_eq!(behind(&json!({ "cutoff": cutoff, "oldest_remaining": null }), 60.4), 60);
+        let gates = json!([{ "policy_cutoff": null }, { "policy_cutoff": "2026-01-03T00:00:00Z" }]);
+        let held_back = json!({ "cutoff": cutoff, "oldest_remaining": null, "gates": gates });
+        assert_eq!(behind(&held_back, 60.4), 86_460);
         // A row that has no finite age has no place on a clock.
         assert_eq!(
             behind(&json!({ "cutoff": cutoff, "oldest_remaining": "-infinity" }), 1.0),

@@ -237,16 +237,29 @@ pub async fn readers(connection: &mut PgConnection, table: Oid) -> Result<Vec<Re
 }
 
 /// Tells the rollups that read a table that rows before an instant may be gone from now on, and waits
-/// for those that compute.
-pub async fn purging(transaction: &mut PgConnection, table: Oid, until: Timestamp) -> Result<(), DatabaseError> {
+/// for those that compute. `others` go by another column than the purge, each with an instant of its
+/// own.
+pub async fn purging(
+    transaction: &mut PgConnection,
+    table: Oid,
+    until: Timestamp,
+    others: &[(String, Timestamp)],
+) -> Result<(), DatabaseError> {
+    let (jobs, instants): (Vec<&str>, Vec<SqlTimestamp>) = others
+        .iter()
+        .map(|(job, until)| (job.as_str(), until.to_sqlx()))
+        .unzip();
     let sql = format!(
         "{FAMILY}
-         UPDATE pgreeve.rollup r SET purged_until = greatest(r.purged_until, $2)
+         UPDATE pgreeve.rollup r
+         SET purged_until = greatest(r.purged_until, coalesce(($4::timestamptz[])[array_position($3::text[], r.job)], $2))
          WHERE EXISTS (SELECT FROM family f WHERE f.oid = ANY (r.sources) OR f.name = ANY (r.source_names))"
     );
     sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(vec![table])
         .bind(until.to_sqlx())
+        .bind(jobs)
+        .bind(instants)
         .execute(transaction)
         .await?;
     Ok(())

@@ -24,6 +24,7 @@ const ERASURES_OPEN: &str = "pgreeve_erasure_requests_open";
 const ERASURES_OVERDUE: &str = "pgreeve_erasure_requests_overdue";
 const ERASURE_OLDEST: &str = "pgreeve_erasure_oldest_received_timestamp_seconds";
 const ERASURE_DUE: &str = "pgreeve_erasure_next_due_timestamp_seconds";
+const SEALED: &str = "pgreeve_rollup_sealed_until_timestamp_seconds";
 const LEADER: &str = "pgreeve_is_leader";
 const EPOCH: &str = "pgreeve_leader_epoch";
 const TICK: &str = "pgreeve_dispatcher_last_tick_timestamp_seconds";
@@ -64,6 +65,7 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
         ERASURE_DUE,
         "When the next open request for erasure is due; alert before that."
     );
+    describe_gauge!(SEALED, "Until when the job's rollup is final; alert on its age.");
     describe_gauge!(LEADER, "Whether this instance leads the database.");
     describe_gauge!(EPOCH, "The epoch in which this instance last led the database.");
     describe_gauge!(TICK, "When the database's schedules were last evaluated.");
@@ -121,6 +123,10 @@ pub fn run_ended(job: &str, outcome: Outcome, took: Duration, report: &serde_jso
     requests_stand(job, report);
     if let Some(left) = report.get("remaining").and_then(serde_json::Value::as_f64) {
         gauge!(ROWS_LEFT, "job" => job.to_owned()).set(left);
+    }
+    let sealed = report.get("sealed_until").and_then(serde_json::Value::as_str);
+    if let Some(sealed) = sealed.and_then(|sealed| sealed.parse::<Timestamp>().ok()) {
+        gauge!(SEALED, "job" => job.to_owned()).set(seconds(sealed));
     }
     if report.get("backup_id").is_some()
         && let Some(bytes) = report.get("bytes").and_then(serde_json::Value::as_f64)

@@ -311,10 +311,6 @@ fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
             "backup = { store = \"s\", bandwidth = \"1\" }",
             "`jobs.j.backup.bandwidth` is not available",
         ),
-        (
-            "retention = { table = \"t\", age_column = \"a\", keep = \"1d\", after = [\"u\"] }",
-            "`jobs.j.retention.after` is not available",
-        ),
     ] {
         assert_one(job, "", part);
     }

@@ -30,6 +30,7 @@ pub fn events() -> RetentionSettings {
         timezone: None,
         keep_latest_per: Vec::new(),
         skip_if_referenced: false,
+        after: Vec::new(),
         max_fraction: None,
         max_rows: None,
         archive: None,

@@ -2,6 +2,7 @@
 
 mod calendar;
 mod exact;
+mod gates;
 mod reference;
 mod refusals;
 
