@@ -134,8 +134,8 @@ impl Bench {
             region: Some("us-east-1".to_owned()),
             endpoint: Some(endpoint.trim().to_owned()),
             path_style: true,
-            profile: None,
             credentials_file: Some(directory.path().join("s3-credentials")),
+            ..S3Settings::default()
         };
         Self {
             cluster,

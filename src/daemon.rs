@@ -5,6 +5,7 @@ mod desk;
 mod fleet;
 pub mod proof;
 mod reload;
+mod stores;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -84,6 +85,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let stops = Stops::default();
     lifecycle::listen(stops.clone()).map_err(DaemonError::Signals)?;
 
+    let probing = tokio::spawn(stores::probe(config.clone(), audit.clone(), actor.clone()));
     let fleet = Arc::new(Fleet::new(audit.clone(), stops.clone()));
     fleet.apply(config).await;
     if let Some(address) = config.daemon.listen {
@@ -134,6 +136,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let whole = fleet.end().await;
     heartbeat.stop().await;
     sealing.abort();
+    probing.abort();
     closing.cancel();
     if let Err(error) = serving.await {
         tracing::error!(error = %error, "the control socket's task did not end well");

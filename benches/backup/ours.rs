@@ -49,7 +49,7 @@ impl Recorder for Nowhere {
 
 impl Ours {
     pub(crate) fn new(target: ConnectTarget, admin: ConnectTarget, settings: S3Settings, how: How) -> Self {
-        let store = StoreSettings::S3(settings);
+        let store = StoreSettings::S3(Box::new(settings));
         let opened = store.clone();
         let job = BackupJob {
             settings: BackupSettings {

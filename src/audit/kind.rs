@@ -31,6 +31,7 @@ record_kinds! {
     DaemonStop = "daemon.stop": "The daemon ended in good order.",
     ConfigApplied = "config.applied": "A configuration came into force.",
     ConfigRejected = "config.rejected": "A configuration had mistakes; the old one stays in force.",
+    StoreProbed = "store.probed": "A store of the configuration was tried; the body says what it is capable of.",
     PolicyApproved = "policy.approved": "An operator approved a destructive policy by its hash.",
     RunStart = "run.start": "A run is about to act; the body is its intent.",
     RunEnd = "run.end": "A run ended; the body has its `outcome`.",

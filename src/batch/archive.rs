@@ -221,7 +221,7 @@ impl Archiver {
             return;
         };
         match self.rule.store.delete(&key).await {
-            Ok(()) => self.next = object.seq,
+            Ok(_) => self.next = object.seq,
             Err(error) => {
                 tracing::warn!(archive.key = %key, %error, "an object of rows that stay could not be removed; the next run removes it");
             }
@@ -317,7 +317,7 @@ impl ArchiveRule {
     /// Whether the store takes what will be sent to it.
     pub(super) async fn probe(&self) -> Result<(), JobError> {
         let failed = |error| store_error(format!("use the store {}", self.store_name), error).about("archive");
-        self.store.probe().await.map_err(failed)
+        self.store.probe().await.map(drop).map_err(failed)
     }
 
     /// The rule as the plan shows it.

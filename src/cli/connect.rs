@@ -38,9 +38,9 @@ pub(super) async fn check(config: &Config) -> Met {
         }
     }
     let mut reachable = config.clone();
-    for store in used_stores(config) {
+    for store in config.used_stores() {
         let tried = match config.stores[store].open_attended().await {
-            Ok(opened) => opened.probe().await,
+            Ok(opened) => opened.probe().await.map(|_| ()),
             Err(error) => Err(error),
         };
         if let Err(error) = tried {
@@ -81,13 +81,4 @@ fn lacks_store(config: &Config, job: &JobSettings) -> bool {
         .stores()
         .iter()
         .any(|(_, store)| !config.stores.contains_key(*store))
-}
-
-/// Each store that a job uses.
-fn used_stores(config: &Config) -> BTreeSet<&Name> {
-    let mut stores = BTreeSet::new();
-    for job in config.jobs.values() {
-        stores.extend(job.kind.stores().into_iter().map(|(_, store)| store));
-    }
-    stores
 }

@@ -60,15 +60,7 @@ fn database(settings: &DatabaseSettings) -> Value {
 fn store(settings: &StoreSettings) -> Value {
     match settings {
         StoreSettings::File(directory) => json!({ "directory": directory.to_string_lossy() }),
-        StoreSettings::S3(s3) => json!({
-            "bucket": s3.bucket,
-            "prefix": s3.prefix,
-            "region": s3.region,
-            "endpoint": s3.endpoint,
-            "path_style": s3.path_style,
-            "profile": s3.profile,
-            "credentials_file": s3.credentials_file.as_deref().map(Path::to_string_lossy),
-        }),
+        StoreSettings::S3(s3) => json!(s3),
     }
 }
 

@@ -6,6 +6,7 @@
 //! anything.
 
 mod backup;
+mod bucket;
 mod daemon;
 mod database;
 mod digest;
@@ -22,6 +23,7 @@ mod rollup;
 mod rows;
 mod section;
 mod sink;
+mod size;
 mod source;
 mod store;
 mod suggest;
@@ -30,7 +32,7 @@ mod syntax;
 mod throttle;
 mod transition;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -69,6 +71,16 @@ pub struct Config {
 }
 
 impl Config {
+    /// Each store that a job uses.
+    #[must_use]
+    pub fn used_stores(&self) -> BTreeSet<&Name> {
+        self.jobs
+            .values()
+            .flat_map(|job| job.kind.stores())
+            .map(|(_, store)| store)
+            .collect()
+    }
+
     /// Where the url of a database stands.
     #[must_use]
     pub fn place_of_database(&self, name: &Name) -> Place {

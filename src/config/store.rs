@@ -2,89 +2,34 @@
 
 use std::path::PathBuf;
 
+use super::bucket::BucketKeys;
 use super::field::Field;
-use super::paths;
-use super::section::Section;
 use super::surroundings::Surroundings;
 use crate::store::{ObjectKey, S3Settings, StoreSettings};
-
-/// Keys of the design that this version does not have.
-const PLANNED: [&str; 2] = ["sse", "object_lock"];
 
 const HELP: &str = "write \"s3://BUCKET/PREFIX\" or \"file:///DIRECTORY\"";
 
 pub(super) fn read(field: &Field<'_>, surroundings: &Surroundings) -> Option<StoreSettings> {
     let mut section = field.section()?;
     let url = section.required("url");
-    let of_s3 = S3Keys::take(&mut section);
-    section.finish(&PLANNED);
+    let of_s3 = BucketKeys::take(&mut section);
+    section.finish(&[]);
     let url = url?;
     let text = url.text()?;
     if let Some(place) = text.strip_prefix("s3://") {
         let settings = of_s3.read(surroundings);
         let (bucket, prefix) = bucket_and_prefix(&url, place)?;
-        Some(StoreSettings::S3(S3Settings {
+        Some(StoreSettings::S3(Box::new(S3Settings {
             bucket,
             prefix,
             ..settings
-        }))
+        })))
     } else if text.starts_with("file:") {
         of_s3.refuse();
         directory(&url, text).map(StoreSettings::File)
     } else {
         url.error("this is not the url of a store", HELP);
         None
-    }
-}
-
-/// The keys that make sense with `s3://` only.
-struct S3Keys<'a> {
-    region: Option<Field<'a>>,
-    endpoint: Option<Field<'a>>,
-    path_style: Option<Field<'a>>,
-    profile: Option<Field<'a>>,
-    credentials_file: Option<Field<'a>>,
-}
-
-impl<'a> S3Keys<'a> {
-    fn take(section: &mut Section<'a>) -> Self {
-        Self {
-            region: section.optional("region"),
-            endpoint: section.optional("endpoint"),
-            path_style: section.optional("path_style"),
-            profile: section.optional("profile"),
-            credentials_file: section.optional("credentials_file"),
-        }
-    }
-
-    fn read(&self, surroundings: &Surroundings) -> S3Settings {
-        S3Settings {
-            region: self.region.as_ref().and_then(word),
-            endpoint: self.endpoint.as_ref().and_then(endpoint),
-            path_style: self.path_style.as_ref().and_then(Field::boolean).unwrap_or(false),
-            profile: self.profile.as_ref().and_then(word),
-            credentials_file: self
-                .credentials_file
-                .as_ref()
-                .and_then(|field| paths::secret_file(field, surroundings)),
-            ..S3Settings::default()
-        }
-    }
-
-    fn refuse(self) {
-        let keys = [
-            self.region,
-            self.endpoint,
-            self.path_style,
-            self.profile,
-            self.credentials_file,
-        ];
-        for field in keys.into_iter().flatten() {
-            let message = format!("`{}` means nothing for a store of files", field.path);
-            field
-                .sink
-                .error(&field.key, &message, "leave it out, or write an s3:// url");
-        }
     }
 }
 
@@ -123,32 +68,4 @@ fn directory(url: &Field<'_>, text: &str) -> Option<PathBuf> {
         );
     }
     path
-}
-
-fn endpoint(field: &Field<'_>) -> Option<String> {
-    let text = field.text()?;
-    let sound = url::Url::parse(text).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https")
-            && url.has_host()
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.path() == "/"
-            && url.query().is_none()
-            && url.fragment().is_none()
-    });
-    if !sound {
-        let help = "write the scheme, the host and the port only, such as \"https://s3.example.org:9000\"";
-        field.error("this is not the address of a server", help);
-        return None;
-    }
-    Some(text.trim_end_matches('/').to_owned())
-}
-
-fn word(field: &Field<'_>) -> Option<String> {
-    let text = field.text()?;
-    if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
-        field.error("this is not a name", "write the name as AWS has it, without spaces");
-        return None;
-    }
-    Some(text.to_owned())
 }

@@ -3,14 +3,11 @@
 use std::time::Duration;
 
 use super::field::Field;
+use super::size::bytes;
 use crate::batch::Throttle;
-use crate::values::ValueError;
 
 /// The longest a signal may be waited for or be late.
 const LONGEST: Duration = Duration::from_hours(24 * 30);
-
-/// Units of bytes, as PostgreSQL has them.
-const UNITS: [(&str, u32); 4] = [("kB", 10), ("MB", 20), ("GB", 30), ("TB", 40)];
 
 pub(super) fn read(field: &Field<'_>) -> Option<Throttle> {
     let mut section = field.section()?;
@@ -27,7 +24,11 @@ pub(super) fn read(field: &Field<'_>) -> Option<Throttle> {
     };
     let millis = |duration: Option<Duration>| duration.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
     let time = |field: Field<'_>| Limit::of(&field, |field| millis(field.duration(LONGEST)));
-    let size = |field: Field<'_>| Limit::of(&field, |field| field.text().and_then(|text| field.checked(bytes(text))));
+    let size = |field: Field<'_>| {
+        Limit::of(&field, |field| {
+            field.text().and_then(|text| field.checked(bytes(text, OR_OFF)))
+        })
+    };
     let files = |field: Field<'_>| Limit::of(&field, |field| field.whole(0..=1_000_000));
     let replica_lag = or(section.optional("replica_lag").map(time), millis(default.replica_lag));
     let slot_wal = or(section.optional("slot_wal").map(size), default.slot_wal);
@@ -60,6 +61,9 @@ pub(super) fn read(field: &Field<'_>) -> Option<Throttle> {
     sound.then_some(throttle)
 }
 
+/// What a limit may be besides a size.
+const OR_OFF: &str = ", such as \"16GB\", or \"off\"";
+
 /// What a key says.
 enum Limit {
     At(u64),
@@ -73,36 +77,5 @@ impl Limit {
             return Self::Off;
         }
         value(field).map_or(Self::Wrong, Self::At)
-    }
-}
-
-/// `"16GB"`.
-fn bytes(text: &str) -> Result<u64, ValueError> {
-    let bad = || ValueError {
-        problem: format!("`{text}` is not a size"),
-        help: "write a whole number and kB, MB, GB or TB, such as \"16GB\", or \"off\"".to_owned(),
-    };
-    let (unit, shift) = UNITS
-        .into_iter()
-        .find(|(unit, _)| text.ends_with(unit))
-        .ok_or_else(bad)?;
-    let number: u64 = text.trim_end_matches(unit).trim().parse().map_err(|_| bad())?;
-    number
-        .checked_mul(1 << shift)
-        .filter(|bytes| *bytes > 0)
-        .ok_or_else(bad)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_the_units_of_postgresql() {
-        assert_eq!(bytes("16GB").unwrap(), 16 << 30);
-        assert_eq!(bytes("1 kB").unwrap(), 1024);
-        for text in ["", "16", "GB", "0MB", "-1MB", "1.5GB", "99999999999TB", "1gb"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
     }
 }

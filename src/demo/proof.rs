@@ -88,7 +88,7 @@ pub(super) struct Proved {
 
 pub(super) async fn restore(stage: &Stage) -> Result<Proved, DemoError> {
     let failed = "restore the backup";
-    let store = StoreSettings::S3(stage.store())
+    let store = StoreSettings::S3(Box::new(stage.store()))
         .open()
         .await
         .map_err(DemoError::of(failed))?;

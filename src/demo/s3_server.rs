@@ -107,6 +107,7 @@ impl S3Server {
             path_style: true,
             profile: None,
             credentials_file: Some(self.credentials_file.clone()),
+            ..S3Settings::default()
         }
     }
 }

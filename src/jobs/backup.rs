@@ -25,7 +25,7 @@ use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome,
 use crate::ledger::backups::{self, Leftovers};
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::grant::Grant;
-use crate::store::{Store, StoreError};
+use crate::store::{Capabilities, Store, StoreError};
 use crate::values::{Name, Period, TableName, Timezone};
 
 /// `[jobs.NAME] backup = { … }`.
@@ -161,7 +161,7 @@ impl Job for BackupJob {
             let (dumped, ready) = self.preflight(context, &programs).await?;
             let store_failed = |error| sweep::store_error(format!("open the store {}", self.settings.store), error);
             let store = (self.open_store)().await.map_err(store_failed)?;
-            store.probe().await.map_err(store_failed)?;
+            let capabilities = store.probe().await.map_err(store_failed)?;
             let setup = Setup {
                 store_name: self.settings.store.to_string(),
                 store,
@@ -182,6 +182,7 @@ impl Job for BackupJob {
             let plan: Box<dyn Plan> = Box::new(BackupPlan {
                 setup,
                 ready,
+                capabilities,
                 keep: self.settings.keep.as_ref().map(Keep::policy),
                 timezone: self.timezone.clone(),
             });
@@ -241,6 +242,7 @@ impl BackupJob {
 struct BackupPlan {
     setup: Setup,
     ready: Ready,
+    capabilities: Capabilities,
     keep: Option<Policy>,
     timezone: Timezone,
 }
@@ -250,6 +252,7 @@ impl Plan for BackupPlan {
         json!({
             "store": self.setup.store_name,
             "place": self.setup.store.describe(),
+            "capabilities": self.capabilities,
             "format": self.setup.form.format,
             "compress": self.setup.form.packing.to_string(),
             "threads": self.setup.form.threads,

@@ -37,6 +37,15 @@ pub struct Surroundings {
     pub proof: Option<HostSettings>,
 }
 
+/// How a dump is cut for a store.
+fn sizes(store: Option<&StoreSettings>) -> PartSizes {
+    let default = PartSizes::default();
+    PartSizes {
+        part_bytes: store.and_then(StoreSettings::part_bytes).unwrap_or(default.part_bytes),
+        max_parts: store.and_then(StoreSettings::max_parts).unwrap_or(default.max_parts),
+    }
+}
+
 /// Builds the job that its settings describe.
 #[must_use]
 pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
@@ -85,7 +94,7 @@ fn backup(settings: &BackupSettings, surroundings: &Surroundings) -> BackupJob {
         instance: surroundings.instance.clone(),
         timezone: surroundings.timezone.clone(),
         programs: None,
-        sizes: PartSizes::default(),
+        sizes: sizes(surroundings.stores.get(&settings.store)),
     }
 }
 

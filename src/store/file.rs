@@ -21,7 +21,9 @@ use self::failure::failure;
 use self::folder::Folder;
 use self::objects::is_absent;
 use self::upload::{DATA, FileUpload};
-use super::{ObjectInfo, ObjectKey, OpenUpload, Store, StoreError, StoreErrorKind, Upload, below, probe};
+use super::{
+    Capabilities, Deleted, ObjectInfo, ObjectKey, OpenUpload, Store, StoreError, StoreErrorKind, Upload, below, probe,
+};
 
 /// Where uploads are, beside the objects.
 const UPLOADS: &str = ".uploads";
@@ -73,10 +75,18 @@ impl Store for FileStore {
         format!("file://{}", self.root.display())
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    fn probe(&self) -> BoxFuture<'_, Result<Capabilities, StoreError>> {
         async move {
-            if probe::probe(self).await? {
-                return Ok(());
+            let probed = probe::probe(self).await?;
+            if probed.conditional_create && probed.conditional_complete {
+                return Ok(Capabilities {
+                    conditional_create: true,
+                    conditional_complete: true,
+                    checksum: "none",
+                    versioned: Some(false),
+                    object_lock: Some(false),
+                    clock_ahead_s: probed.clock_ahead_s,
+                });
             }
             Err(StoreError::permanent(
                 format!("probe {}", self.describe()),
@@ -151,13 +161,13 @@ impl Store for FileStore {
         .boxed()
     }
 
-    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Deleted, StoreError>> {
         let object = key.clone();
         self.run(format!("delete {key}"), move |root| {
             refuse_reserved(&object)?;
             match objects::delete(root, &object) {
-                Err(error) if is_absent(&error) => Ok(()),
-                deleted => deleted,
+                Err(error) if is_absent(&error) => Ok(Deleted::Gone),
+                deleted => deleted.map(|()| Deleted::Gone),
             }
         })
         .boxed()

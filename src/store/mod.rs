@@ -6,15 +6,19 @@
 pub mod file;
 mod probe;
 pub mod s3;
+mod settings;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use serde::Serialize;
 use tokio::io::AsyncRead;
 use tokio_util::bytes::Bytes;
+
+pub use self::settings::{Checksum, Encryption, LockMode, ObjectLock, S3Settings, StoreSettings};
 
 /// A key below the store's prefix: `DATABASE/JOB/ULID/data.dump.gz`. Never starts or ends with `/`,
 /// never holds `.` or `..` as a part.
@@ -87,6 +91,33 @@ pub struct Part {
     pub bytes: u64,
 }
 
+/// What became of an object that was deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is not there any more.
+    Gone,
+    /// It is not listed any more, and an older version of it stays: the bucket keeps versions.
+    VersionStays,
+}
+
+/// What a probe found out about a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Capabilities {
+    /// Whether it refuses to create an object whose name is taken. Where it does not, pgreeve looks
+    /// before it writes.
+    pub conditional_create: bool,
+    /// The same when an upload in parts is completed.
+    pub conditional_complete: bool,
+    /// What each body is compared with on its way.
+    pub checksum: &'static str,
+    /// Whether deleted objects stay as older versions; `None` where the store does not tell.
+    pub versioned: Option<bool>,
+    /// Whether objects can be locked; `None` where the store does not tell.
+    pub object_lock: Option<bool>,
+    /// How far the store's clock is before this host's, in seconds; less than 0 when it is behind.
+    pub clock_ahead_s: i64,
+}
+
 /// Why a store did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{operation}: {cause}")]
@@ -147,8 +178,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn describe(&self) -> String;
 
     /// Checks, before any work, that the place exists and takes what we will do to it: a small
-    /// object is created conditionally, read back and deleted.
-    fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// object is created conditionally, read back and deleted; an upload in parts must not take its
+    /// name, is listed and aborted.
+    fn probe(&self) -> BoxFuture<'_, Result<Capabilities, StoreError>>;
+
+    /// For how long the store itself refuses to delete what is created in it, if it does.
+    fn locks_for(&self) -> Option<Duration> {
+        None
+    }
 
     /// Creates an object in one piece; [`StoreErrorKind::Exists`] when the key is taken.
     fn create<'a>(
@@ -177,7 +214,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ObjectInfo>, StoreError>>;
 
     /// Deletes an object; no error when there is none.
-    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<(), StoreError>>;
+    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Deleted, StoreError>>;
 
     /// All open uploads whose key starts with `prefix` followed by `/`.
     fn list_uploads<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<OpenUpload>, StoreError>>;
@@ -202,62 +239,6 @@ pub trait Upload: Send + Sync + fmt::Debug {
 
     /// Ends the upload and frees its parts. Works also while the caller's run is being cancelled.
     fn abort(&self) -> BoxFuture<'_, Result<(), StoreError>>;
-}
-
-/// `[stores.NAME]`: where objects go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreSettings {
-    /// `url = "s3://BUCKET/PREFIX"`.
-    S3(S3Settings),
-    /// `url = "file:///DIRECTORY"`.
-    File(PathBuf),
-}
-
-impl StoreSettings {
-    /// Opens the store for somebody who waits for an answer: it gives up within seconds.
-    ///
-    /// # Errors
-    /// As [`StoreSettings::open`].
-    pub async fn open_attended(&self) -> Result<Arc<dyn Store>, StoreError> {
-        Ok(match self {
-            Self::S3(settings) => {
-                let limits = s3::Limits::attended();
-                Arc::new(s3::S3Store::open_with(settings, limits, s3::Checksums::ByEndpoint).await?)
-            }
-            Self::File(_) => self.open().await?,
-        })
-    }
-
-    /// Opens the store. Credentials are read anew each time, so that a rotated key counts from the
-    /// next run on; nothing is sent to a bucket yet.
-    ///
-    /// # Errors
-    /// When a directory is missing, or credentials or the region cannot be had.
-    pub async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
-        Ok(match self {
-            Self::S3(settings) => Arc::new(s3::S3Store::open(settings).await?),
-            Self::File(directory) => Arc::new(file::FileStore::open(directory).await?),
-        })
-    }
-}
-
-/// An S3 bucket, or that of a server that speaks S3.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct S3Settings {
-    /// The bucket.
-    pub bucket: String,
-    /// What all keys start with; may be empty, has no `/` at its ends.
-    pub prefix: String,
-    /// The region; the AWS environment's own when absent.
-    pub region: Option<String>,
-    /// `https://host:port` of a server that is not AWS.
-    pub endpoint: Option<String>,
-    /// `endpoint/bucket/key` instead of `bucket.endpoint/key`.
-    pub path_style: bool,
-    /// The profile to read from the AWS configuration.
-    pub profile: Option<String>,
-    /// A shared credentials file; the AWS environment's own chain when absent.
-    pub credentials_file: Option<PathBuf>,
 }
 
 /// What is left of a key below a prefix and its `/`; all of it for an empty prefix.

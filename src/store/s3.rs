@@ -1,9 +1,12 @@
 //! S3 as a store. The only file, with those below it, that names `aws_*`.
 
+mod checksum;
 mod connect;
 mod failure;
+mod find_out;
 mod limits;
 mod list;
+mod manner;
 mod object;
 mod read;
 mod upload;
@@ -11,6 +14,7 @@ mod upload;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -23,8 +27,11 @@ use tokio_util::bytes::Bytes;
 use self::connect::{Connection, connect};
 use self::failure::{Failure, failure};
 pub use self::limits::Limits;
+use self::manner::Manner;
 use self::upload::S3Upload;
-use super::{ObjectInfo, ObjectKey, OpenUpload, S3Settings, Store, StoreError, Upload, below, probe};
+use super::{
+    Capabilities, Checksum, Deleted, ObjectInfo, ObjectKey, OpenUpload, S3Settings, Store, StoreError, Upload, below,
+};
 
 /// The metadata that tells our object from another of the same name: `x-amz-meta-pgreeve-upload`.
 const IDENTITY: &str = "pgreeve-upload";
@@ -33,26 +40,18 @@ const IDENTITY: &str = "pgreeve-upload";
 #[derive(Debug, Clone)]
 pub struct S3Store(Arc<Bucket>);
 
-/// What a server compares each body with, so that none is stored that was changed on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checksums {
-    /// SHA-256 for AWS, MD5 where an endpoint is given.
-    ByEndpoint,
-    /// `x-amz-checksum-sha256`, announced when an upload starts and repeated when it completes.
-    Sha256,
-    /// `Content-MD5`, which every server that speaks S3 knows.
-    Md5,
-}
-
 #[derive(Debug)]
 struct Bucket {
     connection: Connection,
     name: String,
     prefix: String,
     limits: Limits,
-    sha256: bool,
+    /// Never [`Checksum::ByEndpoint`].
+    checksum: Checksum,
+    manner: Manner,
     /// Cleared when a probe finds that the server writes although it was told not to.
-    conditional: AtomicBool,
+    conditional_create: AtomicBool,
+    conditional_complete: AtomicBool,
 }
 
 impl S3Store {
@@ -62,26 +61,28 @@ impl S3Store {
     /// # Errors
     /// When no credentials or no region can be had, or the endpoint is not an address.
     pub async fn open(settings: &S3Settings) -> Result<Self, StoreError> {
-        Self::open_with(settings, Limits::default(), Checksums::ByEndpoint).await
+        Self::open_with(settings, Limits::default()).await
     }
 
-    /// The same with other time limits and checksums.
+    /// The same with other time limits.
     ///
     /// # Errors
     /// As [`S3Store::open`].
-    pub async fn open_with(settings: &S3Settings, limits: Limits, checksums: Checksums) -> Result<Self, StoreError> {
+    pub async fn open_with(settings: &S3Settings, limits: Limits) -> Result<Self, StoreError> {
         let connection = connect(settings, &limits).await?;
         Ok(Self(Arc::new(Bucket {
-            sha256: match checksums {
-                Checksums::ByEndpoint => connection.is_aws,
-                Checksums::Sha256 => true,
-                Checksums::Md5 => false,
+            checksum: match settings.checksum {
+                Checksum::ByEndpoint if connection.is_aws => Checksum::Sha256,
+                Checksum::ByEndpoint => Checksum::Md5,
+                chosen => chosen,
             },
             connection,
             name: settings.bucket.clone(),
             prefix: settings.prefix.trim_matches('/').to_owned(),
             limits,
-            conditional: AtomicBool::new(true),
+            manner: Manner::of(settings),
+            conditional_create: AtomicBool::new(true),
+            conditional_complete: AtomicBool::new(true),
         })))
     }
 
@@ -97,9 +98,9 @@ impl S3Store {
         &self.0.limits
     }
 
-    /// Whether parts and bodies carry a SHA-256 sum, and Complete what AWS compares with it.
-    fn sums_sha256(&self) -> bool {
-        self.0.sha256
+    /// How objects are stored.
+    fn manner(&self) -> &Manner {
+        &self.0.manner
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {
@@ -139,9 +140,19 @@ impl S3Store {
         failure(operation, &self.0.connection.endpoint, error)
     }
 
-    fn if_none_match(&self) -> Option<String> {
-        self.0.conditional.load(Ordering::Relaxed).then(|| "*".to_owned())
+    /// The condition under which an object is created in one piece.
+    fn create_if(&self) -> Option<String> {
+        condition(&self.0.conditional_create)
     }
+
+    /// The condition under which an upload is completed.
+    fn complete_if(&self) -> Option<String> {
+        condition(&self.0.conditional_complete)
+    }
+}
+
+fn condition(honoured: &AtomicBool) -> Option<String> {
+    honoured.load(Ordering::Relaxed).then(|| "*".to_owned())
 }
 
 impl Store for S3Store {
@@ -152,18 +163,12 @@ impl Store for S3Store {
         )
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async move {
-            if !probe::probe(self).await? {
-                self.0.conditional.store(false, Ordering::Relaxed);
-                tracing::warn!(
-                    store.place = %self.describe(),
-                    "conditional writes are not honoured by this store; pgreeve looks before it writes instead"
-                );
-            }
-            Ok(())
-        }
-        .boxed()
+    fn probe(&self) -> BoxFuture<'_, Result<Capabilities, StoreError>> {
+        self.find_out().boxed()
+    }
+
+    fn locks_for(&self) -> Option<Duration> {
+        self.manner().lock.map(|lock| lock.period)
     }
 
     fn create<'a>(
@@ -203,7 +208,7 @@ impl Store for S3Store {
         self.list_objects(prefix).boxed()
     }
 
-    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Deleted, StoreError>> {
         self.remove(key).boxed()
     }
 

@@ -10,7 +10,7 @@ use pgreeve::config::{Config, Finding, Severity, Surroundings};
 use pgreeve::job::{Approval, Kind};
 use pgreeve::jobs::KindSettings;
 use pgreeve::schedule::policy::{Missed, Overlap};
-use pgreeve::store::StoreSettings;
+use pgreeve::store::{Checksum, Encryption, LockMode, ObjectLock, S3Settings, StoreSettings};
 use pgreeve::values::Name;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -679,6 +679,66 @@ fn a_misspelt_store_is_recognised() {
 }
 
 #[test]
+fn a_bucket_may_be_written_to_in_many_manners_and_none_is_misread() {
+    let store = |keys: &str| Files::new(&format!("[stores.x]\n{keys}\n[jobs]\n")).lines();
+    for (keys, part) in [
+        ("url = \"s3://bucket\"\nobject_lock = true", "must be a table"),
+        (
+            "url = \"s3://bucket\"\nobject_lock = { mode = \"compliance\" }",
+            "the key `period` of `stores.x.object_lock` is missing",
+        ),
+        (
+            "url = \"s3://bucket\"\nobject_lock = { mode = \"legal\", period = \"30d\" }",
+            "not one of \"governance\", \"compliance\"",
+        ),
+        (
+            "url = \"s3://bucket\"\nchecksum = \"none\"\nobject_lock = { mode = \"compliance\", period = \"30d\" }",
+            "no locked object without a checksum",
+        ),
+        ("url = \"s3://bucket\"\nchecksum = \"sha1\"", "`sha1` is not one of"),
+        ("url = \"s3://bucket\"\nsse = \"kms\"", "`kms` is not one of"),
+        ("url = \"s3://bucket\"\nkms_key = \"alias/x\"", "means nothing here"),
+        (
+            "url = \"s3://bucket\"\nsse = \"AES256\"\nkms_key = \"alias/x\"",
+            "means nothing here",
+        ),
+        ("url = \"s3://bucket\"\nstorage_class = \"GLACIER\"", "cannot be read"),
+        (
+            "url = \"s3://bucket\"\nstorage_class = \"cheap\"",
+            "not a storage class",
+        ),
+        ("url = \"s3://bucket\"\npart_size = \"4MB\"", "no size for a part"),
+        ("url = \"s3://bucket\"\npart_size = \"5121kB\"", "no size for a part"),
+        ("url = \"s3://bucket\"\nmax_parts = 10001", "out of range"),
+        (
+            "url = \"file:///var/store\"\nsse = \"AES256\"",
+            "means nothing for a store of files",
+        ),
+    ] {
+        let lines = store(keys);
+        let errors: Vec<_> = lines.iter().filter(|line| line.contains(" error ")).collect();
+        assert_eq!(errors.len(), 1, "{keys}: {lines:#?}");
+        assert!(errors[0].contains(part), "{keys}: {lines:#?}");
+    }
+    let text = "[stores.a]\nurl = \"s3://bucket/\"\nsse = \"aws:kms\"\nkms_key = \"alias/x\"\nchecksum = \"md5\"\nstorage_class = \"GLACIER_IR\"\npart_size = \"64MB\"\nmax_parts = 1000\nobject_lock = { mode = \"governance\", period = \"30d\" }\n";
+    let (config, _) = Files::new(text).load().unwrap();
+    let wanted = S3Settings {
+        bucket: "bucket".to_owned(),
+        checksum: Checksum::Md5,
+        encryption: Some(Encryption::Kms(Some("alias/x".to_owned()))),
+        storage_class: Some("GLACIER_IR".to_owned()),
+        object_lock: Some(ObjectLock {
+            mode: LockMode::Governance,
+            period: Duration::from_hours(720),
+        }),
+        part_bytes: Some(64 << 20),
+        max_parts: Some(1000),
+        ..S3Settings::default()
+    };
+    assert_eq!(config.stores[&name("a")], StoreSettings::S3(Box::new(wanted)));
+}
+
+#[test]
 fn a_store_is_a_bucket_or_a_directory() {
     let store = |keys: &str| Files::new(&format!("[stores.x]\n{keys}\n[jobs]\n")).lines();
     for (keys, part) in [
@@ -714,10 +774,6 @@ fn a_store_is_a_bucket_or_a_directory() {
             "must be a boolean, not a string",
         ),
         ("url = \"s3://bucket\"\nregion = \"\"", "not a name"),
-        (
-            "url = \"s3://bucket\"\nobject_lock = true",
-            "not available in this version",
-        ),
         (
             "url = \"s3://bucket\"\nsecret_key = \"hunter2\"",
             "unknown key `stores.x.secret_key`",

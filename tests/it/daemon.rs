@@ -223,7 +223,7 @@ async fn a_daemon_killed_in_the_middle_of_a_backup_leaves_nothing_in_the_store()
         store_config(&server, settings.endpoint.as_deref().unwrap())
     ));
     miss_a_slot(&host, &database).await;
-    let store = pgreeve::store::StoreSettings::S3(server.settings("backups"))
+    let store = pgreeve::store::StoreSettings::S3(Box::new(server.settings("backups")))
         .open()
         .await
         .unwrap();
@@ -463,7 +463,9 @@ async fn a_backup_three_times_larger_takes_no_more_memory() {
             .await;
         // The first answers are slow, so that in both all buffers are in use.
         let proxy = FaultProxy::start(&server).await;
-        proxy.fault(6, Fault::SlowAnswer(200), |call| call.parameter("partNumber").is_some());
+        proxy.fault(6, Fault::SlowAnswer(200), |call| {
+            call.parameter("partNumber").is_some() && call.path.contains("data")
+        });
         let settings = proxy.settings(&server, "backups");
         let store = store_config(&server, settings.endpoint.as_deref().unwrap());
         let host = Host::new(&format!(
@@ -548,4 +550,42 @@ fn http_get(address: std::net::SocketAddr, path: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_tells_at_its_start_which_stores_it_can_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = S3Server::start(directory.path()).await.unwrap();
+    let host = Host::new(&format!(
+        "[databases.app]\nurl = \"postgresql:///app?host=/nonexistent&user=nobody\"\n{}\
+         [stores.lost]\nurl = \"file:///nonexistent/store\"\n[stores.unused]\nurl = \"file:///nonexistent/other\"\n\
+         [jobs.nightly]\nschedule = \"0 0 1 1 *\"\nbackup = {{ store = \"offsite\" }}\n\
+         [jobs.weekly]\nschedule = \"0 0 1 1 *\"\nbackup = {{ store = \"lost\" }}\n",
+        store_config(&server, &server.endpoint())
+    ));
+    let daemon = host.daemon();
+    let probed = || {
+        let records = host.audit_records().into_iter();
+        let probed = records.filter(|record| record["kind"] == "store.probed");
+        probed.map(|record| record["body"].clone()).collect::<Vec<_>>()
+    };
+    until("both stores are on record", async || {
+        host.audit().exists() && probed().len() == 2
+    })
+    .await;
+    let bodies = probed();
+    let of = |name: &str| bodies.iter().find(|body| body["store"] == name).unwrap();
+    assert_eq!(of("offsite")["usable"], true);
+    let capabilities = &of("offsite")["capabilities"];
+    assert_eq!(capabilities["conditional_complete"], true, "{capabilities:#}");
+    assert_eq!(capabilities["checksum"], "md5");
+    assert_eq!(of("lost")["usable"], false);
+    assert!(
+        of("lost")["reason"].as_str().unwrap().contains("/nonexistent/store"),
+        "{bodies:?}"
+    );
+    let log = daemon.log();
+    assert!(log.contains("the store offsite is usable"), "{log}");
+    assert!(log.contains("the store lost cannot be used"), "{log}");
+    assert_eq!(daemon.stop(), 0);
 }

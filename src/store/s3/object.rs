@@ -1,45 +1,29 @@
 //! Objects in one piece: created, looked at, deleted.
 
 use aws_sdk_s3::primitives::DateTime;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use md5::Md5;
-use sha2::{Digest, Sha256};
 use tokio_util::bytes::Bytes;
 use uuid::Uuid;
 
 use super::failure::{CONFLICT, Failure};
 use super::limits::attempts;
 use super::{IDENTITY, S3Store};
-use crate::store::{ObjectInfo, ObjectKey, StoreError, StoreErrorKind};
-
-/// What the store shall compare a body with.
-pub(super) struct Checksum {
-    pub(super) sha256: Option<String>,
-    pub(super) md5: Option<String>,
-}
+use crate::store::{Deleted, ObjectInfo, ObjectKey, StoreError, StoreErrorKind};
 
 impl S3Store {
-    /// Where the server does not look for itself whether a key is taken.
-    pub(super) async fn refuse_taken(&self, operation: &str, key: &ObjectKey) -> Result<(), StoreError> {
-        if self.if_none_match().is_none() && self.look(operation, key).await?.is_some() {
+    /// Where the server does not look for itself whether a key is taken: there is no condition that
+    /// it honours.
+    pub(super) async fn refuse_taken(
+        &self,
+        operation: &str,
+        key: &ObjectKey,
+        condition: Option<&str>,
+    ) -> Result<(), StoreError> {
+        if condition.is_none() && self.look(operation, key).await?.is_some() {
             let cause = "an object with this key exists already";
             return Err(StoreError::new(StoreErrorKind::Exists, operation, cause));
         }
         Ok(())
-    }
-
-    /// Digests away from the runtime's threads: a part takes tens of milliseconds.
-    pub(super) async fn checksum(&self, operation: &str, body: Bytes) -> Result<Checksum, StoreError> {
-        let sha256 = self.sums_sha256();
-        let digest = move || Checksum {
-            sha256: sha256.then(|| STANDARD.encode(Sha256::digest(&body))),
-            md5: (!sha256).then(|| STANDARD.encode(Md5::digest(&body))),
-        };
-        tokio::task::spawn_blocking(digest)
-            .await
-            .map_err(|error| StoreError::permanent(operation, format!("the digest was broken off: {error}")))
     }
 
     /// What the store says of an object, and whose it is.
@@ -84,9 +68,11 @@ impl S3Store {
 
     pub(super) async fn put(&self, key: &ObjectKey, body: Bytes, content_type: &str) -> Result<(), StoreError> {
         let operation = self.operation("create", key);
-        self.refuse_taken(&operation, key).await?;
+        let condition = self.create_if();
+        self.refuse_taken(&operation, key, condition.as_deref()).await?;
         let identity = Uuid::now_v7().simple().to_string();
-        let sum = self.checksum(&operation, body.clone()).await?;
+        let sum = self.sum(&operation, body.clone()).await?;
+        let (manner, locked) = (self.manner(), self.manner().locked(key));
         let sent = attempts(&operation, self.limits().of_object(body.len()), || async {
             let answer = self
                 .client()
@@ -96,8 +82,13 @@ impl S3Store {
                 .content_type(content_type)
                 .metadata(IDENTITY, &identity)
                 .set_checksum_sha256(sum.sha256.clone())
+                .set_checksum_crc32(sum.crc32.clone())
                 .set_content_md5(sum.md5.clone())
-                .set_if_none_match(self.if_none_match())
+                .set_server_side_encryption(manner.encryption.clone())
+                .set_ssekms_key_id(manner.kms_key.clone())
+                .set_object_lock_mode(locked.mode.clone())
+                .set_object_lock_retain_until_date(locked.until)
+                .set_if_none_match(condition.clone())
                 .body(body.clone().into())
                 .send()
                 .await;
@@ -120,7 +111,7 @@ impl S3Store {
         }
     }
 
-    pub(super) async fn remove(&self, key: &ObjectKey) -> Result<(), StoreError> {
+    pub(super) async fn remove(&self, key: &ObjectKey) -> Result<Deleted, StoreError> {
         let operation = self.operation("delete", key);
         let deleted = attempts(&operation, self.limits().of_call(), || async {
             self.client()
@@ -133,8 +124,9 @@ impl S3Store {
         })
         .await;
         match deleted {
+            Ok(answer) if answer.delete_marker == Some(true) => Ok(Deleted::VersionStays),
             Err(failed) if failed.code != "NoSuchKey" => Err(failed.error),
-            _ => Ok(()),
+            _ => Ok(Deleted::Gone),
         }
     }
 }

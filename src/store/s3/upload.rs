@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio_util::bytes::Bytes;
 use uuid::Uuid;
 
+use super::checksum::Sum;
 use super::failure::{CONFLICT, Failure};
 use super::limits::attempts;
 use super::{IDENTITY, S3Store};
@@ -30,13 +31,14 @@ pub(super) struct S3Upload {
     /// What the object will carry, to know it again when an answer is lost.
     identity: String,
     /// AWS wants each part's sum once more in Complete.
-    sums: Mutex<BTreeMap<u32, String>>,
+    sums: Mutex<BTreeMap<u32, Sum>>,
 }
 
 impl S3Upload {
     pub(super) async fn start(store: S3Store, key: &ObjectKey, content_type: &str) -> Result<Self, StoreError> {
         let operation = store.operation("start the upload of", key);
         let identity = Uuid::now_v7().simple().to_string();
+        let (manner, locked) = (store.manner(), store.manner().locked(key));
         let answer = attempts(&operation, store.limits().of_call(), || async {
             store
                 .client()
@@ -45,8 +47,12 @@ impl S3Upload {
                 .key(store.full_key(key))
                 .content_type(content_type)
                 .metadata(IDENTITY, &identity)
-                // Here it announces the parts' sums, which AWS refuses otherwise.
-                .set_checksum_algorithm(store.sums_sha256().then_some(ChecksumAlgorithm::Sha256))
+                .set_checksum_algorithm(store.announced())
+                .set_server_side_encryption(manner.encryption.clone())
+                .set_ssekms_key_id(manner.kms_key.clone())
+                .set_storage_class(manner.storage_class.clone())
+                .set_object_lock_mode(locked.mode.clone())
+                .set_object_lock_retain_until_date(locked.until)
                 .send()
                 .await
                 .map_err(|error| store.failure(&operation, &error))
@@ -77,7 +83,7 @@ impl S3Upload {
                 StoreError::permanent(&operation, format!("parts are numbered from 1 to {MOST_PARTS}"))
                     .with_remedy("make the parts larger")
             })?;
-        let sum = self.store.checksum(&operation, body.clone()).await?;
+        let sum = self.store.sum(&operation, body.clone()).await?;
         let answer = attempts(&operation, self.store.limits().of_part(body.len()), || async {
             self.store
                 .client()
@@ -87,6 +93,7 @@ impl S3Upload {
                 .upload_id(&self.open.id)
                 .part_number(part_number)
                 .set_checksum_sha256(sum.sha256.clone())
+                .set_checksum_crc32(sum.crc32.clone())
                 .set_content_md5(sum.md5.clone())
                 .body(body.clone().into())
                 .send()
@@ -98,7 +105,7 @@ impl S3Upload {
         let tag = answer
             .e_tag
             .ok_or_else(|| StoreError::permanent(&operation, "the store did not tag the part"))?;
-        if let Some(sum) = sum.sha256 {
+        if self.store.announced().is_some() {
             let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
             sums.insert(number, sum);
         }
@@ -112,8 +119,11 @@ impl S3Upload {
     async fn finish(&self, parts: Vec<Part>) -> Result<(), StoreError> {
         let operation = self.store.operation("complete the upload of", &self.open.key);
         let total = check_parts(&operation, &parts)?;
-        self.store.refuse_taken(&operation, &self.open.key).await?;
-        match self.send_complete(&operation, &parts, total).await {
+        let condition = self.store.complete_if();
+        self.store
+            .refuse_taken(&operation, &self.open.key, condition.as_deref())
+            .await?;
+        match self.send_complete(&operation, &parts, total, condition).await {
             Ok(()) => {}
             // The answer may have been lost after the object was made; then the next attempt finds
             // no upload, or an object.
@@ -137,9 +147,16 @@ impl S3Upload {
         Ok(())
     }
 
-    async fn send_complete(&self, operation: &str, parts: &[Part], total: u64) -> Result<(), Failure> {
+    async fn send_complete(
+        &self,
+        operation: &str,
+        parts: &[Part],
+        total: u64,
+        condition: Option<String>,
+    ) -> Result<(), Failure> {
         let upload = self.completed(parts);
-        let size = i64::try_from(total).ok().filter(|_| self.store.sums_sha256());
+        // Other servers than AWS may not know it.
+        let size = i64::try_from(total).ok().filter(|_| self.store.announced().is_some());
         attempts(operation, self.store.limits().of_complete(), || async {
             self.store
                 .client()
@@ -148,7 +165,7 @@ impl S3Upload {
                 .key(self.store.full_key(&self.open.key))
                 .upload_id(&self.open.id)
                 .multipart_upload(upload.clone())
-                .set_if_none_match(self.store.if_none_match())
+                .set_if_none_match(condition.clone())
                 .set_mpu_object_size(size)
                 .send()
                 .await
@@ -161,10 +178,12 @@ impl S3Upload {
     fn completed(&self, parts: &[Part]) -> CompletedMultipartUpload {
         let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = parts.iter().map(|part| {
+            let sum = sums.get(&part.number).cloned().unwrap_or_default();
             CompletedPart::builder()
                 .set_part_number(i32::try_from(part.number).ok())
                 .e_tag(&part.tag)
-                .set_checksum_sha256(sums.get(&part.number).cloned())
+                .set_checksum_sha256(sum.sha256)
+                .set_checksum_crc32(sum.crc32)
                 .build()
         });
         CompletedMultipartUpload::builder()

@@ -126,7 +126,10 @@ async fn a_wrong_secret_or_bucket_names_the_store_and_the_remedy_and_leaves_no_o
             assert!(!format!("{}{}", finished.stdout, finished.stderr).contains("hunter2"));
         }
     }
-    let store = StoreSettings::S3(server.settings("backups")).open().await.unwrap();
+    let store = StoreSettings::S3(Box::new(server.settings("backups")))
+        .open()
+        .await
+        .unwrap();
     assert!(store.list("").await.unwrap().is_empty());
     assert!(store.list_uploads("").await.unwrap().is_empty());
 }

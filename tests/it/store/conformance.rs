@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use pgreeve::demo::s3_server::S3Server;
-use pgreeve::store::s3::{Checksums, Limits, S3Store};
-use pgreeve::store::{ObjectKey, OpenUpload, Part, Store, StoreErrorKind, StoreSettings};
+use pgreeve::store::s3::{Limits, S3Store};
+use pgreeve::store::{Checksum, ObjectKey, OpenUpload, Part, S3Settings, Store, StoreErrorKind, StoreSettings};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
@@ -33,7 +33,7 @@ pub async fn file_home() -> Home {
 pub async fn s3_home() -> Home {
     let directory = TempDir::new().unwrap();
     let server = S3Server::start(directory.path()).await.unwrap();
-    let settings = StoreSettings::S3(server.settings("backups/db1"));
+    let settings = StoreSettings::S3(Box::new(server.settings("backups/db1")));
     Home {
         store: settings.open().await.unwrap(),
         directory,
@@ -45,7 +45,11 @@ pub async fn s3_home() -> Home {
 pub async fn aws_home() -> Home {
     let directory = TempDir::new().unwrap();
     let server = S3Server::start(directory.path()).await.unwrap();
-    let opened = S3Store::open_with(&server.settings(""), Limits::default(), Checksums::Sha256).await;
+    let settings = S3Settings {
+        checksum: Checksum::Sha256,
+        ..server.settings("")
+    };
+    let opened = S3Store::open_with(&settings, Limits::default()).await;
     Home {
         store: Arc::new(opened.unwrap()),
         directory,

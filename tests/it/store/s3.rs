@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use pgreeve::demo::s3_server::{S3Server, write_credentials};
-use pgreeve::store::s3::{Checksums, Limits, S3Store};
-use pgreeve::store::{ObjectKey, Part, S3Settings, Store, StoreError, StoreErrorKind, Upload};
+use pgreeve::store::s3::{Limits, S3Store};
+use pgreeve::store::{Checksum, ObjectKey, Part, S3Settings, Store, StoreError, StoreErrorKind, Upload};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use super::conformance::{PART, body, key, read};
 use crate::support::fault_proxy::{Call, Fault, FaultProxy};
 
-const PREFIX: &str = "backups/db1";
+pub(super) const PREFIX: &str = "backups/db1";
 const SLOW_DOWN: &str =
     "<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>";
 const INTERNAL: &str = "<?xml version=\"1.0\"?><Error><Code>InternalError</Code><Message>Try again.</Message></Error>";
@@ -20,7 +20,7 @@ const CONFLICT: &str =
     "<?xml version=\"1.0\"?><Error><Code>ConditionalRequestConflict</Code><Message>Conflict.</Message></Error>";
 
 /// Short enough for a test, long enough for a busy machine.
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits {
         connect: Duration::from_secs(2),
         attempt: Duration::from_millis(1500),
@@ -47,25 +47,34 @@ fn impatient() -> Limits {
 }
 
 /// A bucket behind a proxy.
-struct Network {
-    proxy: FaultProxy,
-    store: S3Store,
+pub(super) struct Network {
+    pub(super) proxy: FaultProxy,
+    pub(super) store: S3Store,
     server: S3Server,
     directory: TempDir,
 }
 
 impl Network {
-    async fn start() -> Self {
-        Self::start_with(limits(), Checksums::ByEndpoint).await
+    pub(super) async fn start() -> Self {
+        Self::start_with(limits()).await
     }
 
-    async fn start_with(limits: Limits, checksums: Checksums) -> Self {
+    async fn start_with(limits: Limits) -> Self {
+        Self::start_as(limits, |_| {}).await
+    }
+
+    pub(super) async fn start_summing(checksum: Checksum) -> Self {
+        Self::start_as(limits(), |settings| settings.checksum = checksum).await
+    }
+
+    pub(super) async fn start_as(limits: Limits, change: impl FnOnce(&mut S3Settings)) -> Self {
         let directory = TempDir::new().unwrap();
         let server = S3Server::start(directory.path()).await.unwrap();
         let proxy = FaultProxy::start(&server).await;
-        let settings = proxy.settings(&server, PREFIX);
+        let mut settings = proxy.settings(&server, PREFIX);
+        change(&mut settings);
         Self {
-            store: S3Store::open_with(&settings, limits, checksums).await.unwrap(),
+            store: S3Store::open_with(&settings, limits).await.unwrap(),
             proxy,
             server,
             directory,
@@ -73,7 +82,7 @@ impl Network {
     }
 
     /// An upload with one part, ready to be completed.
-    async fn uploaded(&self, key: &ObjectKey) -> (std::sync::Arc<dyn Upload>, Vec<Part>) {
+    pub(super) async fn uploaded(&self, key: &ObjectKey) -> (std::sync::Arc<dyn Upload>, Vec<Part>) {
         let upload = self.store.start_upload(key, "application/gzip").await.unwrap();
         let part = upload.put_part(1, body(1, 1000)).await.unwrap();
         (upload, vec![part])
@@ -84,7 +93,7 @@ impl Network {
     }
 }
 
-fn told(error: &StoreError) -> String {
+pub(super) fn told(error: &StoreError) -> String {
     format!("{error} / {}", error.remedy.as_deref().unwrap_or_default())
 }
 
@@ -112,7 +121,7 @@ async fn a_connection_cut_before_the_server_saw_a_part_is_no_failure() {
 
 #[tokio::test]
 async fn a_store_that_answers_503_for_ever_fails_the_part_in_bounded_time() {
-    let network = Network::start_with(impatient(), Checksums::ByEndpoint).await;
+    let network = Network::start_with(impatient()).await;
     let upload = network
         .store
         .start_upload(&key("app/data"), "text/plain")
@@ -144,7 +153,7 @@ async fn a_store_that_answers_503_for_ever_fails_the_part_in_bounded_time() {
 
 #[tokio::test]
 async fn a_peer_that_never_answers_fails_the_call_in_bounded_time() {
-    let network = Network::start_with(impatient(), Checksums::ByEndpoint).await;
+    let network = Network::start_with(impatient()).await;
     network.proxy.fault(u32::MAX, Fault::Silence, |_| true);
     let started = Instant::now();
     let error = network.store.head(&key("app/x")).await.unwrap_err();
@@ -229,7 +238,7 @@ async fn a_complete_answered_200_with_an_error_is_sent_again() {
 
 #[tokio::test]
 async fn a_complete_answered_200_with_an_error_for_ever_is_no_success() {
-    let network = Network::start_with(impatient(), Checksums::ByEndpoint).await;
+    let network = Network::start_with(impatient()).await;
     let (upload, parts) = network.uploaded(&key("app/data")).await;
     network
         .proxy
@@ -346,9 +355,7 @@ async fn a_wrong_secret_is_denied_with_a_remedy() {
             credentials_file: Some(file.clone()),
             ..network.server.settings(PREFIX)
         };
-        let store = S3Store::open_with(&settings, limits(), Checksums::ByEndpoint)
-            .await
-            .unwrap();
+        let store = S3Store::open_with(&settings, limits()).await.unwrap();
         let error = store.probe().await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Denied, "{}", told(&error));
         assert!(error.remedy.as_ref().unwrap().contains(remedy), "{}", told(&error));
@@ -365,12 +372,10 @@ async fn rotated_credentials_count_from_the_next_opening_on() {
         credentials_file: Some(file.clone()),
         ..network.server.settings(PREFIX)
     };
-    let old = S3Store::open_with(&settings, limits(), Checksums::ByEndpoint)
-        .await
-        .unwrap();
+    let old = S3Store::open_with(&settings, limits()).await.unwrap();
     assert!(old.probe().await.is_err());
     write_credentials(&file, network.server.access_key(), network.server.secret_key()).unwrap();
-    S3Store::open_with(&settings, limits(), Checksums::ByEndpoint)
+    S3Store::open_with(&settings, limits())
         .await
         .unwrap()
         .probe()
@@ -404,9 +409,7 @@ async fn an_unreachable_endpoint_is_transient_and_named() {
         endpoint: Some(endpoint.clone()),
         ..network.server.settings(PREFIX)
     };
-    let store = S3Store::open_with(&settings, impatient(), Checksums::ByEndpoint)
-        .await
-        .unwrap();
+    let store = S3Store::open_with(&settings, impatient()).await.unwrap();
     let error = store.probe().await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Transient, "{error}");
     assert!(error.remedy.as_ref().unwrap().contains(&endpoint), "{}", told(&error));
@@ -421,9 +424,7 @@ async fn settings_that_cannot_work_are_refused_before_anything_is_sent() {
         credentials_file: Some(network.directory.path().join("no-such-file")),
         ..good.clone()
     };
-    let error = S3Store::open_with(&missing, limits(), Checksums::ByEndpoint)
-        .await
-        .unwrap_err();
+    let error = S3Store::open_with(&missing, limits()).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Denied, "{error}");
     assert!(error.to_string().contains("no-such-file"), "{error}");
     for endpoint in ["127.0.0.1:9000", "ftp://host", "https://user:hunter2@host", ""] {
@@ -431,9 +432,7 @@ async fn settings_that_cannot_work_are_refused_before_anything_is_sent() {
             endpoint: Some(endpoint.to_owned()),
             ..good.clone()
         };
-        let error = S3Store::open_with(&wrong, limits(), Checksums::ByEndpoint)
-            .await
-            .unwrap_err();
+        let error = S3Store::open_with(&wrong, limits()).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Permanent, "{endpoint}");
         assert!(!told(&error).contains("hunter2"));
     }
@@ -443,9 +442,7 @@ async fn settings_that_cannot_work_are_refused_before_anything_is_sent() {
         credentials_file: Some(empty),
         ..good
     };
-    let error = S3Store::open_with(&without, limits(), Checksums::ByEndpoint)
-        .await
-        .unwrap_err();
+    let error = S3Store::open_with(&without, limits()).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Denied, "{}", told(&error));
 }
 
@@ -456,9 +453,7 @@ async fn a_missing_bucket_is_named_with_a_remedy() {
         bucket: "no-such-bucket".to_owned(),
         ..network.server.settings(PREFIX)
     };
-    let store = S3Store::open_with(&settings, limits(), Checksums::ByEndpoint)
-        .await
-        .unwrap();
+    let store = S3Store::open_with(&settings, limits()).await.unwrap();
     let error = store.list("").await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::NotFound, "{error}");
     assert!(told(&error).contains("create the bucket"), "{}", told(&error));
@@ -573,7 +568,7 @@ async fn a_list_of_open_uploads_of_more_than_one_page_is_whole() {
 
 #[tokio::test]
 async fn as_on_aws_an_upload_announces_its_sums_and_its_size() {
-    let network = Network::start_with(limits(), Checksums::Sha256).await;
+    let network = Network::start_summing(Checksum::Sha256).await;
     let (upload, parts) = network.uploaded(&key("app/data")).await;
     upload.complete(parts).await.unwrap();
     let start = &network.proxy.calls(|call| call.method == "POST" && !call.is_complete())[0];
@@ -588,8 +583,8 @@ async fn as_on_aws_an_upload_announces_its_sums_and_its_size() {
 
 #[tokio::test]
 async fn a_part_changed_on_its_way_is_refused_and_sent_again() {
-    for checksums in [Checksums::Md5, Checksums::Sha256] {
-        let network = Network::start_with(limits(), checksums).await;
+    for checksum in [Checksum::Md5, Checksum::Sha256] {
+        let network = Network::start_summing(checksum).await;
         network.proxy.fault(1, Fault::Corrupt, |call| call.is_part(1));
         let (upload, parts) = network.uploaded(&key("app/data")).await;
         upload.complete(parts).await.unwrap();

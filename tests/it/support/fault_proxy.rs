@@ -18,6 +18,8 @@ use tokio::task::{AbortHandle, JoinSet};
 pub enum Fault {
     /// It is not forwarded; this is the answer.
     Answer(u16, &'static str),
+    /// The same with these lines of headers, each ended by `\r\n`.
+    AnswerWith(u16, &'static str, &'static str),
     /// It is read, then the connection is cut; the server never sees it.
     CutBefore,
     /// It is forwarded and done, but the connection is cut before the answer.
@@ -173,14 +175,8 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, script: Arc<Mutex<Sc
         return;
     }
     match fault {
-        Some(Fault::Answer(status, text)) => {
-            let answer = format!(
-                "HTTP/1.1 {status} Fault\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
-                text.len()
-            );
-            // The client may have gone; nobody else asks.
-            let _ = client.write_all(answer.as_bytes()).await;
-        }
+        Some(Fault::Answer(status, text)) => answer(&mut client, status, "", text).await,
+        Some(Fault::AnswerWith(status, headers, text)) => answer(&mut client, status, headers, text).await,
         Some(Fault::CutBefore) => {}
         Some(Fault::Silence) => until_closed(&mut client).await,
         fault => {
@@ -192,6 +188,15 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, script: Arc<Mutex<Sc
             }
         }
     }
+}
+
+async fn answer(client: &mut TcpStream, status: u16, headers: &str, text: &str) {
+    let length = text.len();
+    let answer = format!(
+        "HTTP/1.1 {status} Fault\r\n{headers}Content-Type: application/xml\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
+    );
+    // The client may have gone; nobody else asks.
+    let _ = client.write_all(answer.as_bytes()).await;
 }
 
 async fn read_head(client: &mut TcpStream) -> Option<(String, Vec<u8>)> {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use pgreeve::store::{ObjectInfo, ObjectKey, OpenUpload, Part, Store, StoreError, StoreErrorKind, Upload};
+use pgreeve::store::{
+    Capabilities, Deleted, ObjectInfo, ObjectKey, OpenUpload, Part, Store, StoreError, StoreErrorKind, Upload,
+};
 use tokio::io::AsyncRead;
 use tokio::sync::Semaphore;
 use tokio_util::bytes::Bytes;
@@ -125,8 +127,19 @@ impl Store for MemoryStore {
         "memory:".to_owned()
     }
 
-    fn probe(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async { self.request("probe", "").map(|_| ()) }.boxed()
+    fn probe(&self) -> BoxFuture<'_, Result<Capabilities, StoreError>> {
+        async {
+            let capabilities = Capabilities {
+                conditional_create: true,
+                conditional_complete: true,
+                checksum: "none",
+                versioned: Some(false),
+                object_lock: Some(false),
+                clock_ahead_s: 0,
+            };
+            self.request("probe", "").map(|_| capabilities)
+        }
+        .boxed()
     }
 
     fn create<'a>(
@@ -204,10 +217,10 @@ impl Store for MemoryStore {
         .boxed()
     }
 
-    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<(), StoreError>> {
+    fn delete<'a>(&'a self, key: &'a ObjectKey) -> BoxFuture<'a, Result<Deleted, StoreError>> {
         async move {
             self.request("delete", key.as_str())?.objects.remove(key.as_str());
-            Ok(())
+            Ok(Deleted::Gone)
         }
         .boxed()
     }
