@@ -1,6 +1,7 @@
 //! `backup prune`: removes what `keep` does not keep, now instead of after the next backup.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff_sqlx::Timestamp as SqlTimestamp;
 use serde_json::{Value, json};
@@ -20,6 +21,13 @@ use crate::ledger::{leader, locks};
 use crate::postgres::connect::{Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::Store;
+
+/// How long the job's lock is waited for: the server lets go of it some moments after the session of
+/// a run has ended.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// SQLSTATE of a lock that was not had in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 pub(super) async fn prune(config: &Config, arguments: &PruneArguments, as_json: bool) -> Result<Exit, Failure> {
     let only = arguments.job.as_ref();
@@ -92,12 +100,14 @@ impl<'a> Work<'a> {
         let mut session = Session::open(target(config, &job.database)?, &settings)
             .await
             .map_err(|error| failed(&error))?;
-        let free = locks::try_lock(session.connection(), locks::JOB_CLASS, locks::key(job.name.as_str()))
-            .await
-            .map_err(|error| failed(&error))?;
-        if !free {
-            return Err(Failure::new(Exit::TryAgain, format!("the job {} is running", job.name))
-                .with_remedy("it prunes by itself at its end; or try again then"));
+        let key = locks::key(job.name.as_str());
+        if let Err(error) = locks::lock_within(session.connection(), locks::JOB_CLASS, key, LOCK_PATIENCE).await {
+            return Err(if error.sqlstate.as_deref() == Some(LOCK_NOT_AVAILABLE) {
+                Failure::new(Exit::TryAgain, format!("the job {} is running", job.name))
+                    .with_remedy("it prunes by itself at its end; or try again then")
+            } else {
+                failed(&error)
+            });
         }
         // As in a run: what is old is said by the server's clock.
         let now: SqlTimestamp = sqlx::query_scalar("SELECT pg_catalog.now()")
