@@ -45,10 +45,25 @@ pub async fn complete(store: &dyn Store, open: &mut Open, form: &Form) -> Result
 /// When the store refuses, or has another size than was sent.
 pub async fn check(store: &dyn Store, manifest: &Manifest) -> Result<(), PipelineError> {
     let failed = |error| PipelineError::store(Stage::Commit, error);
+    abort_strays(store, manifest).await;
     for object in &manifest.objects {
         check_size(store, object).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// Every upload of the backup is complete by now. One that is open still was begun by an attempt
+/// whose answer was lost: nobody knows it, and its parts would be paid for for ever.
+async fn abort_strays(store: &dyn Store, manifest: &Manifest) {
+    let aborted = async {
+        for upload in store.list_uploads(&manifest.prefix()).await? {
+            store.abort_upload(&upload).await?;
+        }
+        Ok::<_, StoreError>(())
+    };
+    if let Err(error) = aborted.await {
+        tracing::warn!(backup.id = %manifest.id, %error, "an upload that was begun twice may be open still");
+    }
 }
 
 /// Compares an object's size with the manifest's.

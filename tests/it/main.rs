@@ -24,6 +24,7 @@ mod erasure;
 mod erasure_proof;
 mod doubt;
 mod failover;
+mod faults;
 mod partitions;
 mod regressions;
 mod restore;

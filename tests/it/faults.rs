@@ -1,0 +1,256 @@
+//! Whatever fails under a backup, and whenever: afterwards there is either a manifest and a backup
+//! that can be read, or no manifest and no open upload.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgreeve::backup::catalog::{self, Filter};
+use pgreeve::backup::compress::Packing;
+use pgreeve::backup::manifest::OPAQUE;
+use pgreeve::backup::parts::PartSizes;
+use pgreeve::backup::verify;
+use pgreeve::demo::s3_server::S3Server;
+use pgreeve::job::{JobError, Progress};
+use pgreeve::store::s3::{Limits, S3Store};
+use pgreeve::store::{Store, StoreSettings};
+use tempfile::TempDir;
+
+use crate::support::backups::Bench;
+use crate::support::fault_proxy::{Call, Fault, FaultProxy};
+use crate::support::memory_store::MemoryStore;
+
+/// More often than anybody tries again.
+const FOR_EVER: u32 = u32::MAX;
+
+macro_rules! xml {
+    ($code:literal) => {
+        concat!(
+            "<?xml version=\"1.0\"?><Error><Code>",
+            $code,
+            "</Code><Message>no</Message></Error>"
+        )
+    };
+}
+
+const SLOW_DOWN: Fault = Fault::Answer(503, xml!("SlowDown"));
+const INTERNAL: Fault = Fault::Answer(500, xml!("InternalError"));
+const EXPIRED: Fault = Fault::Answer(403, xml!("ExpiredToken"));
+const ERROR_IN_200: Fault = Fault::Answer(200, xml!("InternalError"));
+const TAKEN: Fault = Fault::Answer(412, xml!("PreconditionFailed"));
+const CONFLICT: Fault = Fault::Answer(409, xml!("ConditionalRequestConflict"));
+const GONE: Fault = Fault::Answer(404, xml!("NoSuchUpload"));
+
+/// How the backup is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Made,
+    Failed,
+}
+
+/// A backup of 12 MiB, in parts of 5, to an S3 server behind a proxy.
+struct Stand {
+    bench: Bench,
+    proxy: FaultProxy,
+    /// Past the proxy.
+    direct: Arc<dyn Store>,
+    _server: S3Server,
+    _directory: TempDir,
+}
+
+impl Stand {
+    async fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let server = S3Server::start(directory.path()).await.unwrap();
+        let proxy = FaultProxy::start(&server).await;
+        let limits = Limits {
+            connect: Duration::from_secs(2),
+            attempt: Duration::from_secs(3),
+            slowest: 2 << 20,
+            complete: Duration::from_secs(3),
+            call: Duration::from_secs(8),
+            part: Duration::from_secs(8),
+            first_wait: Duration::from_millis(10),
+            longest_wait: Duration::from_millis(500),
+            resumes: 3,
+        };
+        let store = S3Store::open_with(&proxy.settings(&server, "backups"), limits)
+            .await
+            .unwrap();
+        let direct = StoreSettings::S3(Box::new(server.settings("backups")))
+            .open()
+            .await
+            .unwrap();
+        let mut bench = Bench::new(Arc::new(store)).await;
+        bench.job.settings.compress = Packing::None;
+        bench.job.sizes = PartSizes {
+            part_bytes: 5 << 20,
+            max_parts: 9000,
+        };
+        fill(&bench).await;
+        Self {
+            bench,
+            proxy,
+            direct,
+            _server: server,
+            _directory: directory,
+        }
+    }
+
+    /// Runs the backup and checks what must be true however it ended.
+    async fn ends(&self, end: End) -> Option<JobError> {
+        let outcome = self.bench.run().await;
+        let catalog = catalog::list(self.direct.as_ref(), Filter::default()).await.unwrap();
+        assert!(
+            self.direct.list_uploads("").await.unwrap().is_empty(),
+            "an open upload: {outcome:?}"
+        );
+        assert!(catalog.unreadable.is_empty());
+        match catalog.backups.as_slice() {
+            [] => {
+                let objects = self.direct.list("").await.unwrap();
+                assert!(objects.is_empty(), "{objects:?} without a manifest");
+                assert_eq!((outcome.is_ok(), end), (false, End::Failed), "{outcome:?}");
+                assert_eq!(self.bench.states().await, ["aborted"]);
+            }
+            [backup] => {
+                assert_eq!((outcome.is_ok(), end), (true, End::Made), "{outcome:?}");
+                let store = Arc::clone(&self.direct);
+                verify::read_through(store, &backup.manifest, Progress::new())
+                    .await
+                    .unwrap();
+                let rows = backup.manifest.rows();
+                assert!(rows >= 12_000 || backup.manifest.archive_version == OPAQUE, "{rows}");
+                assert_eq!(self.bench.states().await, ["committed"]);
+            }
+            several => panic!("{several:?}"),
+        }
+        outcome.err()
+    }
+}
+
+async fn fill(bench: &Bench) {
+    bench
+        .database
+        .execute(
+            "CREATE TABLE bulk (id int PRIMARY KEY, noise text);
+             INSERT INTO bulk SELECT n, (SELECT string_agg(md5(n::text || k), '') FROM generate_series(1, 32) k)
+             FROM generate_series(1, 12000) n",
+        )
+        .await;
+}
+
+fn is_start(call: &Call) -> bool {
+    call.method == "POST" && call.query.contains("uploads") && is_data(call)
+}
+
+/// The probe has calls of its own.
+fn is_data(call: &Call) -> bool {
+    call.path.contains("/data")
+}
+
+fn is_manifest(call: &Call) -> bool {
+    call.is_create() && call.path.ends_with("/manifest.json")
+}
+
+/// One fault of the store or of the way to it: what it does, to which calls, how often.
+macro_rules! fault {
+    ($($name:ident: $times:expr, $fault:expr, $calls:expr => $end:expr;)*) => {
+        $(#[tokio::test]
+        async fn $name() {
+            let stand = Stand::new().await;
+            stand.proxy.fault($times, $fault, $calls);
+            stand.ends($end).await;
+        })*
+    };
+}
+
+fault! {
+    two_503_at_a_part: 2, SLOW_DOWN, |call| call.is_part(1) && is_data(call) => End::Made;
+    a_500_at_a_part: 1, INTERNAL, |call| call.is_part(2) && is_data(call) => End::Made;
+    a_503_at_a_part_for_ever: FOR_EVER, SLOW_DOWN, |call| call.is_part(2) && is_data(call) => End::Failed;
+    a_token_that_expires_between_two_parts: FOR_EVER, EXPIRED, |call| call.is_part(2) && is_data(call) => End::Failed;
+    a_connection_cut_before_a_part_is_seen: 1, Fault::CutBefore, |call| call.is_part(1) && is_data(call) => End::Made;
+    a_connection_cut_after_a_part_is_taken: 1, Fault::CutAfter, |call| call.is_part(2) && is_data(call) => End::Made;
+    a_server_that_stops_reading_a_part: 1, Fault::StopReading, |call| call.is_part(1) && is_data(call) => End::Made;
+    a_server_that_never_answers_a_part: FOR_EVER, Fault::Silence, |call| call.is_part(3) && is_data(call) => End::Failed;
+    a_part_changed_on_its_way: 1, Fault::Corrupt, |call| call.is_part(2) && is_data(call) => End::Made;
+    an_upload_that_is_gone_at_a_part: FOR_EVER, GONE, |call| call.is_part(2) && is_data(call) => End::Failed;
+    an_upload_that_cannot_be_started: FOR_EVER, SLOW_DOWN, is_start => End::Failed;
+    an_upload_that_was_started_without_an_answer: 1, Fault::CutAfter, is_start => End::Made;
+    a_complete_answered_200_with_an_error: 1, ERROR_IN_200, |call| call.is_complete() && is_data(call) => End::Made;
+    a_complete_answered_200_with_an_error_for_ever: FOR_EVER, ERROR_IN_200, |call| call.is_complete() && is_data(call) => End::Failed;
+    a_complete_cut_after_it_was_done: 1, Fault::CutAfter, |call| call.is_complete() && is_data(call) => End::Made;
+    a_complete_that_is_never_answered: FOR_EVER, Fault::Silence, |call| call.is_complete() && is_data(call) => End::Failed;
+    a_complete_refused_for_a_name_that_is_taken: FOR_EVER, TAKEN, |call| call.is_complete() && is_data(call) => End::Failed;
+    a_complete_that_meets_another_writer: FOR_EVER, CONFLICT, |call| call.is_complete() && is_data(call) => End::Failed;
+    an_upload_that_is_gone_at_complete: FOR_EVER, GONE, |call| call.is_complete() && is_data(call) => End::Failed;
+    a_store_that_tells_another_size: FOR_EVER, Fault::Answer(200, "12345"), |call| call.method == "HEAD" && is_data(call) => End::Failed;
+    a_manifest_that_cannot_be_written: FOR_EVER, SLOW_DOWN, is_manifest => End::Failed;
+    a_manifest_written_without_an_answer: 1, Fault::CutAfter, is_manifest => End::Made;
+    a_manifest_refused_for_a_name_that_is_taken: FOR_EVER, TAKEN, is_manifest => End::Failed;
+}
+
+#[tokio::test]
+async fn a_store_that_is_lost_altogether_is_swept_by_the_next_run() {
+    let stand = Stand::new().await;
+    let seen = std::sync::atomic::AtomicBool::new(false);
+    stand.proxy.fault(FOR_EVER, Fault::CutBefore, move |call| {
+        let lost = seen.load(std::sync::atomic::Ordering::Relaxed) || (call.is_part(2) && is_data(call));
+        seen.store(lost, std::sync::atomic::Ordering::Relaxed);
+        lost
+    });
+    assert!(stand.bench.run().await.is_err());
+    assert_eq!(stand.bench.states().await, ["streaming"], "left in the journal");
+    assert_eq!(stand.direct.list_uploads("").await.unwrap().len(), 1);
+    stand.proxy.heal();
+    stand.bench.run().await.unwrap();
+    assert_eq!(stand.bench.states().await, ["swept", "committed"]);
+    assert!(stand.direct.list_uploads("").await.unwrap().is_empty());
+    let catalog = catalog::list(stand.direct.as_ref(), Filter::default()).await.unwrap();
+    assert_eq!(catalog.backups.len(), 1);
+    assert_eq!(stand.bench.records.body("backup.swept")["uploads"], 1);
+}
+
+/// One fault of `pg_dump`, as a script in its place.
+macro_rules! producer {
+    ($($name:ident: $script:expr => $end:expr, $says:literal;)*) => {
+        $(#[tokio::test]
+        async fn $name() {
+            let directory = TempDir::new().unwrap();
+            let mut stand = Stand::new().await;
+            stand.bench = stand.bench.with_pg_dump(&directory, $script);
+            let said = stand.ends($end).await.map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.contains($says), "{said}");
+        })*
+    };
+}
+
+producer! {
+    a_pg_dump_that_writes_nothing_and_ends_with_0: "exit 0" => End::Failed, "walk";
+    a_pg_dump_that_ends_with_1_after_all_its_output: "$REAL \"$@\"; exit 1" => End::Failed, "stage dump";
+    a_pg_dump_that_ends_with_0_after_half_its_output: "$REAL \"$@\" | head -c 6000000" => End::Failed, "walk";
+    a_pg_dump_that_is_killed: "$REAL \"$@\" | head -c 6000000; kill -KILL $$" => End::Failed, "stage dump";
+    a_pg_dump_that_is_terminated: "$REAL \"$@\" | head -c 6000000; kill -TERM $$" => End::Failed, "stage dump";
+    a_pg_dump_whose_server_process_is_terminated: "exec bash -c 'set -o pipefail; \"$0\" \"$@\" | { head -c 6000000; psql -Xqc \"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE \\$a\\$copy%\\$a\\$\" >/dev/null; cat; }' $REAL \"$@\"" => End::Failed, "stage dump";
+    a_pg_dump_whose_archive_is_of_an_unknown_version: "$REAL \"$@\" | { head -c 6; head -c 1 >/dev/null; printf '\\143'; cat; }" => End::Made, "";
+}
+
+#[tokio::test]
+async fn more_parts_than_s3_takes_go_on_in_a_second_object_and_are_read_as_one() {
+    let store = MemoryStore::default();
+    let mut bench = Bench::new(Arc::new(store.clone())).await;
+    bench.job.settings.compress = Packing::None;
+    bench.job.sizes.part_bytes = 1024;
+    assert_eq!(bench.job.sizes.max_parts, PartSizes::default().max_parts);
+    fill(&bench).await;
+    bench.run().await.unwrap();
+    let manifest = catalog::list(&store, Filter::default()).await.unwrap().backups[0]
+        .manifest
+        .clone();
+    let parts: Vec<u32> = manifest.data().map(|object| object.parts).collect();
+    assert!(parts.len() == 2 && parts[0] == 9000 && parts[1] > 1000, "{parts:?}");
+    assert!(manifest.data().next_back().unwrap().key.ends_with("/data-0002.dump"));
+    verify::read_through(Arc::new(store), &manifest, Progress::new())
+        .await
+        .unwrap();
+}
