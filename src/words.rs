@@ -18,6 +18,8 @@ pub enum Kind {
     Erasure,
     /// Makes partitions ahead of the time they are needed.
     Partitions,
+    /// Restores the newest backup into a throwaway server and proves it.
+    RestoreCheck,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
             Self::Backup => "backup",
             Self::Erasure => "erasure",
             Self::Partitions => "partitions",
+            Self::RestoreCheck => "restore_check",
         }
     }
 

@@ -24,6 +24,7 @@ pub mod pipeline;
 pub mod preflight;
 mod priority;
 pub mod program;
+pub mod prove;
 pub mod prune;
 pub mod read;
 pub mod restore;

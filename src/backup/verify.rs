@@ -150,6 +150,7 @@ pub async fn record_proof(
     store: &dyn Store,
     manifest: &Manifest,
     at: Timestamp,
+    level: u8,
     verified: &Verified,
 ) -> Result<(), StoreError> {
     let key = catalog::evidence_key(manifest, at)?;
@@ -158,7 +159,7 @@ pub async fn record_proof(
         return Err(failed(format!("the backup is not proved: {mismatch}")));
     }
     let evidence = json!({
-        "version": 1, "backup_id": manifest.id, "verified_at": at, "level": 2,
+        "version": 1, "backup_id": manifest.id, "verified_at": at, "level": level,
         "tables": verified.compared, "rows": verified.rows,
     });
     let mut body = serde_json::to_vec_pretty(&evidence).map_err(|error| failed(error.to_string()))?;

@@ -237,9 +237,9 @@ struct VerifyArguments {
     /// The backup's id, or `latest`.
     id: String,
     /// 0: every object has its size. 1: every byte is read and agrees with the manifest. 2: it is
-    /// restored into a throwaway server, and every table's rows are compared; that takes as much
-    /// room in $TMPDIR as the database had.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=2))]
+    /// restored into a throwaway server, and every table's rows are compared; that takes a third more
+    /// room in $TMPDIR than the database had. 3: the assertions of its `restore_check` are asked too.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=3))]
     level: u8,
     /// The job whose backup it is, where several could be meant.
     #[arg(long, value_parser = parse_job)]

@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::field::Field;
 use super::finding::Place;
 use super::policy::{self, Policy};
+use super::restore_check::Backups;
 use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
-use super::{backup, erasure, partitions, retention, rollup, throttle, transition};
+use super::{backup, erasure, partitions, restore_check, retention, rollup, throttle, transition};
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
@@ -19,24 +20,18 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind::Retention,
     Kind::Transition,
     Kind::Erasure,
     Kind::Rollup,
     Kind::Backup,
     Kind::Partitions,
+    Kind::RestoreCheck,
 ];
 
 /// Kinds of the design that this version does not have.
-const PLANNED: [&str; 6] = [
-    "refresh",
-    "export",
-    "restore_check",
-    "upkeep",
-    "health",
-    "call",
-];
+const PLANNED: [&str; 5] = ["refresh", "export", "upkeep", "health", "call"];
 
 /// `[jobs.NAME]`, with the defaults filled in.
 #[derive(Debug, Clone)]
@@ -116,6 +111,14 @@ impl<'a> Names<'a> {
         None
     }
 
+    /// The only name there is.
+    pub(super) fn only(&self) -> Option<&'a str> {
+        match self.names.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
     fn listed(&self) -> String {
         match self.names.as_slice() {
             [] => "none".to_owned(),
@@ -129,6 +132,7 @@ pub(super) struct Scope<'a> {
     pub(super) databases: Names<'a>,
     pub(super) stores: Names<'a>,
     pub(super) jobs: Names<'a>,
+    pub(super) backups: Backups<'a>,
     pub(super) defaults: Policy<'a>,
     pub(super) timezone: Timezone,
     pub(super) surroundings: &'a Surroundings,
@@ -253,11 +257,12 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Backup => backup::read(field, scope).map(KindSettings::Backup),
             Kind::Erasure => erasure::read(field).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
+            Kind::RestoreCheck => restore_check::read(field, scope).map(KindSettings::RestoreCheck),
         })
         .collect();
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
-        let help = "add one of retention, transition, erasure, rollup, backup and partitions";
+        let help = "add one of retention, transition, erasure, rollup, backup, partitions and restore_check";
         let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
         section.lacks(&keys, message, help.to_owned());
     }

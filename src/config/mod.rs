@@ -18,6 +18,7 @@ mod job;
 mod partitions;
 mod paths;
 mod policy;
+mod restore_check;
 mod retention;
 mod rollup;
 mod rows;
@@ -43,6 +44,7 @@ use self::field::Field;
 pub use self::finding::{Finding, Place, Severity};
 pub use self::job::JobSettings;
 use self::job::{Names, Scope};
+use self::restore_check::Backups;
 use self::section::Section;
 use self::sink::{At, Sink};
 use self::source::SourceFile;
@@ -189,6 +191,7 @@ fn compose<'a>(
     let stores = merged("stores", stores).take_all();
     let jobs = merged("jobs", jobs).take_all();
     let scope = Scope {
+        backups: Backups::of(&jobs),
         databases: Names::new("database", &databases),
         stores: Names::new("store", &stores),
         jobs: Names::new("job", &jobs),

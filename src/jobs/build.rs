@@ -9,6 +9,7 @@ use super::KindSettings;
 use super::backup::{BackupJob, BackupSettings, OpenStore};
 use super::erasure::{ErasureJob, OpenProof};
 use super::partitions::PartitionsJob;
+use super::restore_check::RestoreCheckJob;
 use super::retention::{RetentionJob, RetentionSettings};
 use super::rollup::RollupJob;
 use super::transition::TransitionJob;
@@ -58,6 +59,10 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
         KindSettings::Backup(settings) => Arc::new(backup(settings, surroundings)),
         KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),
+        KindSettings::RestoreCheck(settings) => Arc::new(RestoreCheckJob {
+            settings: settings.clone(),
+            open_store: opening(&settings.store, surroundings),
+        }),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod build;
 pub mod erasure;
 pub mod partitions;
+pub mod restore_check;
 pub mod retention;
 pub mod rollup;
 pub mod transition;
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use self::backup::BackupSettings;
 use self::partitions::PartitionsSettings;
+use self::restore_check::RestoreCheckSettings;
 use self::retention::RetentionSettings;
 use self::transition::TransitionSettings;
 use crate::erasure::rule::Rule;
@@ -35,6 +37,8 @@ pub enum KindSettings {
     Erasure(Box<Rule>),
     /// `partitions = { … }`
     Partitions(PartitionsSettings),
+    /// `restore_check = { … }`
+    RestoreCheck(RestoreCheckSettings),
 }
 
 impl KindSettings {
@@ -48,6 +52,7 @@ impl KindSettings {
             Self::Backup(_) => Kind::Backup,
             Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
+            Self::RestoreCheck(_) => Kind::RestoreCheck,
         }
     }
 
@@ -58,6 +63,7 @@ impl KindSettings {
             Self::Retention(settings) => settings.stores(),
             Self::Transition(_) | Self::Erasure(_) | Self::Rollup(_) | Self::Partitions(_) => Vec::new(),
             Self::Backup(settings) => vec![("store", &settings.store)],
+            Self::RestoreCheck(settings) => vec![("backup", &settings.store)],
         }
     }
 

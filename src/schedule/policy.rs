@@ -62,6 +62,7 @@ pub fn priority(kind: Kind) -> u8 {
         Kind::Rollup => 2,
         Kind::Retention => 3,
         Kind::Transition => 4,
+        Kind::RestoreCheck => 5,
     }
 }
 

@@ -135,6 +135,7 @@ fn the_shipped_configuration_loads_without_a_warning() {
             "erase-users",
             "hourly-events",
             "nightly-backup",
+            "prove-backup",
             "purge-consents",
             "purge-events",
             "purge-exports"
@@ -274,7 +275,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, backup and partitions",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, backup, partitions and restore_check",
         ]
     );
 }
@@ -1285,4 +1286,47 @@ proptest! {
         }
         check_any(&files, &text.into_iter().collect::<String>());
     }
+}
+
+#[test]
+fn a_restore_check_names_a_backup_job_and_asserts_at_level_3_only() {
+    let text = |check: &str| {
+        format!(
+            "{HEAD}[jobs.nightly]\nschedule = \"0 3 * * *\"\nbackup = {{ store = \"s\" }}\n[jobs.check]\nschedule = \"0 6 * * *\"\nrestore_check = {{ {check} }}\n"
+        )
+    };
+    for (check, part) in [
+        ("level = 2", "the key `backup` of `jobs.check.restore_check` is missing"),
+        (
+            "backup = \"nightle\"",
+            "there is no backup job `nightle` | did you mean `nightly`",
+        ),
+        ("backup = \"check\"", "there is no backup job `check`"),
+        ("backup = \"nightly\", level = 4", "out of range"),
+        ("backup = \"nightly\", level = 3", "there are none"),
+        ("backup = \"nightly\", assert = []", "nothing to assert"),
+        (
+            "backup = \"nightly\", level = 2, assert = [{ query = \"SELECT 1\", expect = 1 }]",
+            "asked at level 3 only",
+        ),
+        (
+            "backup = \"nightly\", assert = [{ query = \"\", expect = 1 }]",
+            "no query",
+        ),
+        ("backup = \"nightly\", assert = [{ query = \"SELECT 1\" }]", "`expect`"),
+    ] {
+        let lines = Files::new(&text(check)).lines();
+        let errors: Vec<_> = lines.iter().filter(|line| line.contains(" error ")).collect();
+        assert_eq!(errors.len(), 1, "{check}: {lines:#?}");
+        assert!(errors[0].contains(part), "{check}: {lines:#?}");
+    }
+    let good = "backup = \"nightly\", assert = [{ query = \"SELECT true\", expect = true }]";
+    let (config, _) = Files::new(&text(good)).load().unwrap();
+    let KindSettings::RestoreCheck(check) = &config.jobs[&name("check")].kind else {
+        panic!("no restore_check");
+    };
+    assert_eq!(
+        (check.level, check.store.as_str(), check.assertions[0].expect.as_str()),
+        (3, "s", "true")
+    );
 }

@@ -115,7 +115,7 @@ impl Stand {
             [backup] => {
                 assert_eq!((outcome.is_ok(), end), (true, End::Made), "{outcome:?}");
                 let store = Arc::clone(&self.direct);
-                verify::read_through(store, &backup.manifest, Progress::new())
+                verify::read_through(store, &backup.manifest, Progress::new(), None)
                     .await
                     .unwrap();
                 let rows = backup.manifest.rows();
@@ -250,7 +250,7 @@ async fn more_parts_than_s3_takes_go_on_in_a_second_object_and_are_read_as_one()
     let parts: Vec<u32> = manifest.data().map(|object| object.parts).collect();
     assert!(parts.len() == 2 && parts[0] == 9000 && parts[1] > 1000, "{parts:?}");
     assert!(manifest.data().next_back().unwrap().key.ends_with("/data-0002.dump"));
-    verify::read_through(Arc::new(store), &manifest, Progress::new())
+    verify::read_through(Arc::new(store), &manifest, Progress::new(), None)
         .await
         .unwrap();
 }

@@ -148,7 +148,7 @@ async fn a_restored_database_is_the_one_that_was_backed_up() {
     assert_eq!(own, 10, "the schema's own tables; the ledger's are compared too");
 
     let at = "2026-11-21T06:14:59Z".parse().unwrap();
-    verify::record_proof(made.store.as_ref(), &made.manifest, at, &verified)
+    verify::record_proof(made.store.as_ref(), &made.manifest, at, 2, &verified)
         .await
         .unwrap();
     let entry = catalog::find(made.store.as_ref(), &made.manifest.id).await.unwrap();
@@ -197,7 +197,7 @@ async fn verification_finds_every_kind_of_difference() {
         ]
     );
     let at = "2026-11-21T06:14:59Z".parse().unwrap();
-    verify::record_proof(made.store.as_ref(), &made.manifest, at, &verified)
+    verify::record_proof(made.store.as_ref(), &made.manifest, at, 2, &verified)
         .await
         .unwrap_err();
     // Nothing compared is a failure, not a success.

@@ -1,5 +1,6 @@
 //! Fills a new database from a backup, in the way its archives ask for.
 
+use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
 use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
@@ -112,10 +113,11 @@ impl Fill<'_> {
         let jobs = self.request.jobs.max(1);
         let rows = all.iter().filter(|archive| archive.role != Role::Schema);
         let at_once = usize::try_from(jobs).unwrap_or(1);
-        let restored: Vec<Walked> = stream::iter(rows.map(|archive| self.stream(archive, false)))
-            .buffered(at_once)
-            .try_collect()
-            .await?;
+        // Boxed: of a future that borrows, the compiler cannot tell that it may move to another thread.
+        let streams: Vec<BoxFuture<'_, Result<Walked, JobError>>> = rows
+            .map(|archive| Box::pin(self.stream(archive, false)) as BoxFuture<'_, _>)
+            .collect();
+        let restored: Vec<Walked> = stream::iter(streams).buffered(at_once).try_collect().await?;
         let arguments = ["--section=post-data".to_owned(), format!("--jobs={jobs}")];
         self.restore_file(&file, &arguments).await?;
         Ok([vec![walked], restored].concat())
