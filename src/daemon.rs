@@ -159,6 +159,7 @@ pub fn runnable(config: &Config, settings: &JobSettings) -> RunnableJob {
         timezone: settings.schedule.timezone().clone(),
         stores: stores.collect(),
         throttle: settings.throttle.clone(),
+        erasures: matches!(settings.kind, KindSettings::Backup(_)).then(|| proof::ledger(config)),
         proof: matches!(settings.kind, KindSettings::Erasure(_)).then(|| proof::of(config, settings)),
     };
     RunnableJob {

@@ -66,6 +66,7 @@ impl Ours {
                 encrypt: Vec::new(),
                 keep: None,
             },
+            erasures: None,
             open_store: Arc::new(move || {
                 let store = opened.clone();
                 async move { store.open().await }.boxed()
@@ -117,6 +118,7 @@ impl Ours {
             admin: &self.admin,
             into: RESTORED,
             no_owner: false,
+            before_open: None,
             create_roles: false,
             jobs,
             identities: None,

@@ -1,13 +1,16 @@
 //! The segments of the log: their names, and how they are read.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Take};
+use std::io::{BufRead, BufReader, Read, Take};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use serde::de::IgnoredAny;
 
 use super::AuditError;
 use super::file;
 use super::lock::Lock;
-use super::record::MAX_LINE;
+use super::record::{MAX_LINE, Record};
 
 /// A file of the log.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,24 +79,34 @@ pub fn last_record(dir: &Path) -> Result<u64, AuditError> {
         return Ok(0);
     };
     let file = File::open(&segment.path).map_err(|error| AuditError::io("open", &segment.path, &error))?;
-    let records = count_newlines(file.take(length)).map_err(|error| AuditError::io("read", &segment.path, &error))?;
-    // Records have no gaps, and the segment is named after its first one.
-    Ok(segment.first_seq.saturating_add(records).saturating_sub(1))
+    let mut size = 1_u64 << 14;
+    loop {
+        let begin = length.saturating_sub(size);
+        let mut tail = vec![0; usize::try_from(length.saturating_sub(begin)).unwrap_or(usize::MAX)];
+        file.read_exact_at(&mut tail, begin)
+            .map_err(|error| AuditError::io("read", &segment.path, &error))?;
+        if let Some(seq) = last_seq(&tail, begin == 0) {
+            return Ok(seq);
+        }
+        if begin == 0 {
+            return Err(AuditError::damaged(&segment.path, "its last line is not a record"));
+        }
+        size = size.saturating_mul(4);
+    }
 }
 
-fn count_newlines(mut file: impl Read) -> io::Result<u64> {
-    let (mut records, mut chunk) = (0_u64, vec![0; 1 << 18]);
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok(records),
-            Ok(read) => {
-                let newlines = memchr::memchr_iter(b'\n', chunk.get(..read).unwrap_or_default()).count();
-                records = records.saturating_add(newlines as u64);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+/// The number of the last whole line in the end of a segment, once that is long enough.
+fn last_seq(tail: &[u8], is_all: bool) -> Option<u64> {
+    let end = memchr::memrchr(b'\n', tail)?;
+    let lines = tail.get(..end)?;
+    let begin = match memchr::memrchr(b'\n', lines) {
+        Some(newline) => newline.saturating_add(1),
+        None if is_all => 0,
+        None => return None,
+    };
+    Record::<IgnoredAny>::parse(lines.get(begin..)?)
+        .ok()
+        .map(|record| record.seq)
 }
 
 /// Reads a segment line by line, in bounded memory.
@@ -140,6 +153,30 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_record_is_read_from_the_end_however_long_its_line_is() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(last_record(dir.path()).unwrap(), 0);
+        let line = |seq: u64, bytes: usize| {
+            let zeros = "0".repeat(64);
+            let body = "x".repeat(bytes);
+            format!(
+                "{{\"v\":1,\"seq\":{seq},\"ts\":\"2026-01-01T00:00:00.000000Z\",\"prev\":\"{zeros}\",\"kind\":\"missed\",\"body\":{{\"x\":\"{body}\"}}}}\n"
+            )
+        };
+        let path = dir.path().join("audit-000000000001.jsonl");
+        for (text, expected) in [
+            (line(1, 1), 1),
+            (format!("{}{}", line(1, 1), line(2, 100_000)), 2),
+            (format!("{}{}", line(1, 100_000), line(2, 1)), 2),
+            (line(1, 100_000), 1),
+            (format!("{}{{\"v\":1", line(1, 1)), 1),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(last_record(dir.path()).unwrap(), expected);
+        }
+    }
 
     #[test]
     fn only_names_that_pgreeve_gives_are_segments() {

@@ -15,7 +15,7 @@ use super::manifest::{self, Manifest, Object, Role};
 use super::parts::PartSizes;
 use super::pipeline::{self, Moved, PipelineError, Slots, Stage, Streamed};
 use super::preflight::Ready;
-use super::run::{Failure, Setup, application_name};
+use super::run::{Erasures, Failure, Setup, application_name};
 use super::slices::{self, Slice};
 use super::snapshot::Snapshot;
 use super::walker::Contents;
@@ -35,6 +35,7 @@ pub(super) struct Making<'a> {
     pub(super) ready: &'a Ready,
     pub(super) id: &'a str,
     pub(super) prefix: &'a str,
+    pub(super) erasures: Erasures,
 }
 
 /// Where a backup is read from.
@@ -52,6 +53,7 @@ impl Making<'_> {
         let setup = self.setup;
         let store = setup.store.as_ref();
         let mut warnings = self.ready.warnings.clone();
+        warnings.extend(self.erasures.warning.clone());
         let globals = if setup.globals {
             self.store_globals(context).await?
         } else {
@@ -232,14 +234,14 @@ impl Making<'_> {
             left_out: setup.content.selection.left_out.clone(),
             from_standby: setup.standby.is_some(),
             objects: objects.collect(),
-            erasures: None,
             tables: contents.tables,
             large_objects: contents.large_objects,
             toc_entries: contents.toc_entries,
             roles: source.roles.iter().cloned().chain(contents.owners).collect(),
             extensions: source.extensions.clone(),
             warnings,
-            erasure_watermark: None,
+            erasure_watermark: self.erasures.mark.as_ref().map(|_| self.erasures.at),
+            erasures: self.erasures.mark.clone(),
             retention_cutoffs: source.retention_cutoffs.clone(),
         }
     }

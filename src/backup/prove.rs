@@ -148,6 +148,7 @@ async fn on_scratch(request: &Proving<'_>, admin: &ConnectTarget, operation: &st
         admin,
         into: SCRATCH,
         no_owner: false,
+        before_open: None,
         create_roles: false,
         jobs: 1,
         identities: request.identities.clone(),

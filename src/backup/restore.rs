@@ -8,6 +8,7 @@ mod spool;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
@@ -43,10 +44,18 @@ pub struct Restore<'a> {
     pub jobs: u32,
     /// What opens an encrypted backup.
     pub identities: Option<Identities>,
+    /// What is to happen in the database before anybody else sees it.
+    pub before_open: Option<Arc<dyn BeforeOpen>>,
     /// Who is told how far it is.
     pub progress: Progress,
     /// Cancelled when it should stop.
     pub stop: CancellationToken,
+}
+
+/// Works on a restored database between its last byte and its first visitor.
+pub trait BeforeOpen: Send + Sync {
+    /// Does the work. On an error the database is dropped.
+    fn prepare<'a>(&'a self, database: &'a ConnectTarget) -> BoxFuture<'a, Result<(), JobError>>;
 }
 
 /// A database that was restored.
@@ -279,6 +288,9 @@ async fn fill_and_open(request: &Restore<'_>, admin: &mut PgConnection, operatio
     };
     public(format!("REVOKE CONNECT, TEMPORARY ON DATABASE {name} FROM PUBLIC")).await?;
     fill::fill(request, operation).await?;
+    if let Some(before_open) = &request.before_open {
+        before_open.prepare(&request.admin.with_dbname(request.into)).await?;
+    }
     public(format!("GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC")).await?;
     Ok(())
 }

@@ -1,8 +1,11 @@
 //! One backup, from the snapshot to the manifest.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::future::BoxFuture;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use sqlx::Connection;
 use ulid::Ulid;
@@ -11,7 +14,7 @@ use super::digest::Meter;
 use super::dump::Content;
 use super::form::Form;
 use super::make::{Making, source};
-use super::manifest::{self, Manifest};
+use super::manifest::{self, ErasureMark, Manifest};
 use super::parts::PartSizes;
 use super::pipeline::{PipelineError, Stage};
 use super::preflight::Ready;
@@ -24,6 +27,13 @@ use crate::ledger::backups::{self, Begun, Ended, Leftovers};
 use crate::postgres::connect::ConnectTarget;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::Store;
+
+/// Who knows how far the ledger of erasures is.
+pub trait ErasureLedger: Send + Sync + fmt::Debug {
+    /// Copies the ledger to where the backup will lie, and says how far it is; `None` when this host
+    /// has none. The error says why neither could be done.
+    fn mark<'a>(&'a self, store: &'a dyn Store) -> BoxFuture<'a, Result<Option<ErasureMark>, String>>;
+}
 
 /// How a backup is made.
 #[derive(Debug, Clone)]
@@ -48,6 +58,34 @@ pub struct Setup {
     pub sizes: PartSizes,
     /// The daemon's instance.
     pub instance: String,
+    /// The ledger of erasures, where this host may have one.
+    pub erasures: Option<Arc<dyn ErasureLedger>>,
+}
+
+/// How far the ledger of erasures was before the snapshot.
+pub(super) struct Erasures {
+    pub(super) at: Timestamp,
+    pub(super) mark: Option<ErasureMark>,
+    pub(super) warning: Option<String>,
+}
+
+impl Erasures {
+    async fn look(setup: &Setup) -> Self {
+        let at = Timestamp::now();
+        let looked = match &setup.erasures {
+            Some(ledger) => ledger.mark(setup.store.as_ref()).await,
+            None => Ok(None),
+        };
+        let (mark, warning) = match looked {
+            Ok(mark) => (mark, None),
+            Err(cause) => {
+                let warning =
+                    format!("without a mark of the ledger of erasures, so that a restore goes by the clock: {cause}");
+                (None, Some(warning))
+            }
+        };
+        Self { at, mark, warning }
+    }
 }
 
 /// A backup that exists.
@@ -82,6 +120,8 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
     .await?;
     let id = Ulid::generate().to_string();
     let prefix = manifest::prefix(&context.database, context.job.as_str(), &id);
+    // Before the snapshot: what is done by then is done in the backup.
+    let erasures = Erasures::look(setup).await;
     let snapshot = export(context, setup).await?;
     begin(context, setup, &id, &prefix).await?;
     let started = json!({
@@ -96,6 +136,7 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
                 ready,
                 id: &id,
                 prefix: &prefix,
+                erasures,
             };
             making.make(context, snapshot).await
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::record::open_audit;
+use super::replay::Opening;
 use super::run::{job_failure, show_progress};
 use super::site::target;
 use super::{Exit, Failure, RestoreArguments, actor, output};
@@ -14,9 +15,9 @@ use crate::audit::{AuditLog, Entry, RecordKind};
 use crate::backup::catalog::{self, Filter};
 use crate::backup::manifest::Manifest;
 use crate::backup::program::Programs;
-use crate::backup::restore::{Restore, restore as restore_backup};
+use crate::backup::restore::{BeforeOpen, Restore, restore as restore_backup};
 use crate::backup::seal::Identities;
-use crate::backup::verify::{Verified, verify_against};
+use crate::backup::verify::Verified;
 use crate::config::{Config, JobSettings};
 use crate::job::Progress;
 use crate::jobs::KindSettings;
@@ -83,9 +84,20 @@ pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_js
     let programs = Programs::find().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let identities = identities(arguments.identity.as_deref())?;
     let audit = open_audit(config)?;
+    let stops = Stops::default();
+    // Before anything is begun: without the whole ledger nothing is restored.
+    let opening = Opening::new(
+        config,
+        &store,
+        &manifest,
+        &programs,
+        &arguments.erasures,
+        &audit,
+        stops.soft.clone(),
+    )
+    .await?;
     let who = json!({ "backup_id": manifest.id, "into": arguments.into, "server": admin.describe() });
     record(&audit, RecordKind::RestoreStarted, &manifest, who).await?;
-    let stops = Stops::default();
     lifecycle::listen(stops.clone())
         .map_err(|error| Failure::new(Exit::Failed, format!("listen to signals: {error}")))?;
     let progress = Progress::new();
@@ -100,6 +112,7 @@ pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_js
         create_roles: arguments.create_roles,
         jobs: arguments.jobs,
         identities,
+        before_open: Some(Arc::clone(&opening) as Arc<dyn BeforeOpen>),
         progress,
         stop: stops.soft,
     };
@@ -121,22 +134,26 @@ pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_js
             return Err(job_failure(&error));
         }
     };
-    let verified = verify_against(&programs, &manifest, &admin.with_dbname(&arguments.into))
-        .await
-        .map_err(|error| job_failure(&error))?;
+    let (verified, replayed) = opening.outcome()?;
     let proof = json!({
         "into": arguments.into, "tables": restored.tables, "rows": restored.rows,
-        "compared": verified.compared, "mismatches": verified.mismatches,
+        "compared": verified.compared, "mismatches": verified.mismatches, "erasures": replayed,
     });
     record(&audit, RecordKind::RestoreCompleted, &manifest, proof).await?;
     let document = json!({
         "version": 1,
-        "restore": { "backup_id": manifest.id, "into": arguments.into, "rows": restored.rows, "verified": verified },
+        "restore": { "backup_id": manifest.id, "into": arguments.into, "rows": restored.rows, "verified": verified, "erasures": replayed },
     });
     if as_json {
         output::document(&document);
     } else {
         print(&manifest, &arguments.into, &verified);
+        if replayed.remembered > 0 {
+            output::line(&format!(
+                "erased    {} people again, {} rows; the ledger has {} erasures since the snapshot",
+                replayed.found, replayed.rows, replayed.remembered
+            ));
+        }
     }
     Ok(if verified.mismatches.is_empty() {
         Exit::Green

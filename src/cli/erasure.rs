@@ -8,7 +8,9 @@ use serde_json::json;
 use sqlx::Connection;
 use uuid::Uuid;
 
+use super::certificate::CertificateArguments;
 use super::record::{audit_failure, open_audit};
+use super::replay::{self, ReplayArguments};
 use super::run::{job_failure, look};
 use super::site::{database_failure, job, target};
 use super::{Exit, Failure, actor, output, parse_instant, parse_job};
@@ -58,6 +60,16 @@ pub(super) enum ErasureVerb {
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
+    /// Show the certificate of an erasure, and check its signature.
+    Certificate(CertificateArguments),
+    /// Repeat erasures in a database that was restored by other means than `backup restore`.
+    Replay(ReplayArguments),
+    /// List the keys of subject tokens, and destroy those that nobody needs any more.
+    Keys {
+        /// Destroy the keys that no backup needs any more.
+        #[arg(long)]
+        destroy: bool,
+    },
     /// Refuse a request that was not begun (Art. 12(4)).
     Reject {
         /// The request's id.
@@ -91,6 +103,10 @@ pub(super) async fn erasure(config: &Config, verb: ErasureVerb, json: bool) -> R
         }
         ErasureVerb::Request(arguments) => request(config, &arguments, json).await,
         ErasureVerb::Extend { id, months, reason } => extend(config, RequestId(id), months, &reason, json).await,
+        // Dispatched before there is a configuration.
+        ErasureVerb::Certificate(_) => Ok(Exit::Usage),
+        ErasureVerb::Replay(arguments) => replay::replay(config, &arguments, json).await,
+        ErasureVerb::Keys { destroy } => replay::keys(config, destroy, json).await,
         ErasureVerb::Reject { id, reason } => reject(config, RequestId(id), &reason, json).await,
     }
 }

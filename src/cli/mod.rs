@@ -3,6 +3,7 @@
 
 mod audit;
 mod backup;
+mod certificate;
 mod connect;
 mod control;
 #[cfg(feature = "demo")]
@@ -15,6 +16,7 @@ mod output;
 mod prove;
 mod prune;
 mod record;
+mod replay;
 mod rollup;
 mod run;
 mod shell;
@@ -29,6 +31,7 @@ use jiff::Timestamp;
 use rustix::process::Signal;
 use tokio::signal::unix::SignalKind;
 
+use self::erasure::ErasureVerb;
 use crate::config::{Config, Finding};
 use crate::job::{Outcome, Trigger};
 use crate::telemetry::logs;
@@ -98,7 +101,7 @@ enum Verb {
     Hold(hold::HoldVerb),
     /// Erasure of people: list, plan, request, extend, reject.
     #[command(subcommand)]
-    Erasure(erasure::ErasureVerb),
+    Erasure(ErasureVerb),
     /// Rollups: initialise, fill again, compare with the source, remove them.
     #[command(subcommand)]
     Rollup(rollup::RollupVerb),
@@ -289,6 +292,10 @@ struct RestoreArguments {
     /// The age identity that opens an encrypted backup: a file that `age-keygen` made.
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// A ledger of erasures of another host, a copy of its `erasures` directory with the keys;
+    /// may be given several times. This host's own and the copies in the store are always read.
+    #[arg(long, value_name = "DIR")]
+    erasures: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -464,6 +471,8 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             };
             inspect::history(&load(file)?, &filter, json).await
         }
+        // A certificate in a file is checked without a configuration.
+        Verb::Erasure(ErasureVerb::Certificate(arguments)) => certificate::show(file, &arguments, json).await,
         Verb::Erasure(verb) => erasure::erasure(&load(file)?, verb, json).await,
         Verb::Hold(verb) => hold::hold(&load(file)?, &verb, json).await,
         Verb::Rollup(verb) => Box::pin(rollup::rollup(&load(file)?, &verb, json)).await,

@@ -3,21 +3,26 @@
 use std::collections::BTreeMap;
 
 use super::field::Field;
+use super::job::Scope;
+use super::paths;
 use super::rows;
 use crate::erasure::mask::Mask;
+use crate::erasure::outbox::{Recipient, Recipients};
 use crate::erasure::rule::{Action, Requests, Rule, SubjectRule, TableRule};
 use crate::values::TableName;
 
 /// Keys of the design that this version does not have.
-const PLANNED: [&str; 2] = ["objects", "notify"];
+const PLANNED: [&str; 1] = ["objects"];
 
-pub(super) fn read(field: &Field<'_>) -> Option<Rule> {
+pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<Rule> {
     let mut section = field.section()?;
     let requests = section.optional("requests");
     let subject = section.required("subject");
     let edges = section.optional("edges");
     let tables = section.required("tables");
+    let notify = section.optional("notify");
     section.finish(&PLANNED);
+    let notify = notify.map_or(Some(Recipients::default()), |field| recipients(&field, scope));
     let requests = match requests {
         Some(field) => Some(read_requests(&field)?),
         None => None,
@@ -30,7 +35,36 @@ pub(super) fn read(field: &Field<'_>) -> Option<Rule> {
         subject: subject?,
         edges: edges?,
         tables: tables?,
+        notify: notify?,
     })
+}
+
+fn recipients(field: &Field<'_>, scope: &Scope<'_>) -> Option<Recipients> {
+    let mut section = field.section()?;
+    let named: Vec<_> = section.take_all();
+    section.finish(&[]);
+    let read = named.into_iter().map(|(name, field)| {
+        let name = field.checked(name.parse());
+        let mut section = field.section()?;
+        let url = section.required("url").and_then(|field| {
+            let text = field.text()?;
+            field.checked(Recipient::check_url(text))?;
+            Some(text.to_owned())
+        });
+        let secret_file = section.optional("secret_file").map_or(Some(None), |field| {
+            paths::secret_file(&field, scope.surroundings).map(Some)
+        });
+        section.finish(&[]);
+        Some((
+            name?,
+            Recipient {
+                url: url?,
+                secret_file: secret_file?,
+            },
+        ))
+    });
+    let read: Vec<Option<_>> = read.collect();
+    read.into_iter().collect()
 }
 
 /// Every element of an array, each parsed.

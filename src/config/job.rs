@@ -255,7 +255,7 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Transition => transition::read(field).map(KindSettings::Transition),
             Kind::Rollup => rollup::read(field).map(KindSettings::Rollup),
             Kind::Backup => backup::read(field, scope).map(KindSettings::Backup),
-            Kind::Erasure => erasure::read(field).map(|rule| KindSettings::Erasure(Box::new(rule))),
+            Kind::Erasure => erasure::read(field, scope).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
             Kind::RestoreCheck => restore_check::read(field, scope).map(KindSettings::RestoreCheck),
         })

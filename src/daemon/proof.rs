@@ -1,13 +1,13 @@
 //! Where the proof of erasures lies on this host, from the configuration.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::FutureExt;
 
 use crate::config::{Config, JobSettings};
-use crate::erasure::copies::BackupSource;
-use crate::erasure::host::HostSettings;
+use crate::erasure::copies::{BackupSource, LedgerOfHost};
+use crate::erasure::host::{HostSettings, ledger_dir};
+use crate::erasure::outbox::Recipients;
 use crate::jobs::KindSettings;
 
 /// What the proof of a job's erasures is told: where it lies, and the backups of the job's database.
@@ -35,6 +35,18 @@ pub fn of(config: &Config, settings: &JobSettings) -> HostSettings {
         state_dir: config.daemon.state_dir.clone(),
         instance: config.daemon.instance.clone(),
         backups: backups.collect(),
-        recipients: BTreeMap::new(),
+        recipients: match &settings.kind {
+            KindSettings::Erasure(rule) => rule.notify.clone(),
+            _ => Recipients::default(),
+        },
+    }
+}
+
+/// The ledger of erasures of this host, for backups to mark.
+#[must_use]
+pub fn ledger(config: &Config) -> LedgerOfHost {
+    LedgerOfHost {
+        dir: ledger_dir(&config.daemon.state_dir),
+        instance: config.daemon.instance.clone(),
     }
 }

@@ -113,6 +113,7 @@ pub(super) async fn restore(stage: &Stage) -> Result<Proved, DemoError> {
         admin: &admin,
         into: RESTORED,
         no_owner: false,
+        before_open: None,
         create_roles: false,
         jobs: 1,
         identities: None,

@@ -2,8 +2,10 @@
 //! the copies of the ledger that lie beside them.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -12,6 +14,7 @@ use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
 
 use super::certificate::{Copies, HoldingArchive, HoldingBackup};
+use super::host::blocking;
 use super::memory::{FILE, Memory, MemoryError};
 use super::proof::Account;
 use crate::audit::Digest;
@@ -19,6 +22,7 @@ use crate::backup::catalog::{self, Catalog, Filter};
 use crate::backup::expiry::forecast;
 use crate::backup::keep::{Dated, Policy};
 use crate::backup::manifest::ErasureMark;
+use crate::backup::run::ErasureLedger;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
 
@@ -216,6 +220,33 @@ pub async fn put(memory: &Memory, store: &dyn Store) -> Result<ErasureMark, Memo
         Err(error) if error.kind == StoreErrorKind::Exists => Ok(mark),
         Err(error) => Err(failed(error)),
         Ok(()) => Ok(mark),
+    }
+}
+
+/// The ledger of this host, as a backup sees it.
+#[derive(Debug, Clone)]
+pub struct LedgerOfHost {
+    /// The directory it lies in; it need not exist.
+    pub dir: PathBuf,
+    /// The daemon's instance.
+    pub instance: String,
+}
+
+impl ErasureLedger for LedgerOfHost {
+    fn mark<'a>(&'a self, store: &'a dyn Store) -> BoxFuture<'a, Result<Option<ErasureMark>, String>> {
+        async move {
+            if !self.dir.join(FILE).exists() && !self.dir.join("keys").exists() {
+                return Ok(None);
+            }
+            let (dir, instance) = (self.dir.clone(), self.instance.clone());
+            let opened = blocking(move || Memory::open(&dir, &instance)).await;
+            let memory = opened.map_err(|error| error.to_string())?;
+            match put(&memory, store).await {
+                Ok(mark) => Ok(Some(mark)),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        .boxed()
     }
 }
 

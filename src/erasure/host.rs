@@ -145,17 +145,19 @@ impl HostProof {
     }
 
     async fn certify_account(&self, account: &Account) -> Result<Value, MemoryError> {
-        let dir = self.memory.dir().to_path_buf();
+        let begun_after = self.memory.begun_after(account.request.0).await?;
         let mark = self.memory.finish(account.request.0, account.state.as_str()).await?;
-        let request = account.request.0;
-        let from = blocking(move || {
-            let recall = Recall::load(&[dir])?;
-            Ok(recall
-                .begun()
-                .find(|begun| begun.request == request)
-                .map(|begun| begun.audit))
-        })
-        .await?;
+        let mut from = begun_after;
+        if from.is_none() {
+            // An attempt that died before the request was closed has closed the entry.
+            let (dir, request) = (self.memory.dir().to_path_buf(), account.request.0);
+            let recalled = move || {
+                let recall = Recall::load(&[dir])?;
+                let mut begun = recall.begun().filter(|begun| begun.request == request);
+                Ok(begun.next().map(|begun| begun.audit))
+            };
+            from = blocking(recalled).await?;
+        }
         let audit = self.settings.state_dir.join("audit");
         let to = blocking(move || Ok(audit::last_record(&audit)?)).await?;
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -126,7 +126,7 @@ impl Memory {
     /// device. A request that was begun before and is not done keeps its entry.
     pub async fn begin(&self, begun: Begun) -> Result<ErasureMark, MemoryError> {
         self.write(move |writer| match writer.open.get(&begun.request) {
-            Some(mark) => Ok(mark.clone()),
+            Some((mark, _)) => Ok(mark.clone()),
             None => writer.append(Event::Begun(begun)),
         })
         .await
@@ -143,6 +143,12 @@ impl Memory {
             }
         })
         .await
+    }
+
+    /// The last record of the audit log when a request was begun; `None` for one that is not open.
+    pub async fn begun_after(&self, request: Uuid) -> Result<Option<u64>, MemoryError> {
+        self.write(move |writer| Ok(writer.open.get(&request).map(|(_, audit)| *audit)))
+            .await
     }
 
     /// Remembers that a key is about to be destroyed.
@@ -203,8 +209,8 @@ struct Writer {
     end: End,
     /// How far the file was read; it ends with a whole line.
     length: u64,
-    /// Requests that were begun and are not done.
-    open: BTreeMap<Uuid, ErasureMark>,
+    /// Requests that were begun and are not done, each with the end of the audit log by then.
+    open: BTreeMap<Uuid, (ErasureMark, u64)>,
 }
 
 impl Writer {
@@ -312,7 +318,7 @@ impl Writer {
             Event::Opened { ledger, .. } => self.ledger = ledger,
             Event::Begun(begun) => {
                 let mark = self.mark();
-                self.open.insert(begun.request, mark);
+                self.open.insert(begun.request, (mark, begun.audit));
             }
             Event::Done { request, .. } => {
                 self.open.remove(&request);

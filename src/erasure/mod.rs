@@ -43,6 +43,7 @@ mod preflight;
 pub mod proof;
 pub mod reach;
 pub mod recall;
+pub mod replay;
 pub mod request;
 pub mod residue;
 pub mod rule;
@@ -52,6 +53,7 @@ pub mod sealed;
 mod statement;
 mod steps;
 pub mod token;
+pub mod witnesses;
 
 pub use proof::{
     Account, Kept, Proof, ProofError, Residue, ResiduePlace, ScanScope, Search, StepAccount, Subject, SubjectToken,

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use super::mask::Mask;
+use super::outbox::Recipients;
 use crate::values::{Period, TableName, ValueError};
 
 /// `[jobs.NAME.erasure]`.
@@ -22,6 +23,9 @@ pub struct Rule {
     pub edges: Vec<Edge>,
     /// What happens to the rows of each table in reach.
     pub tables: BTreeMap<TableName, TableRule>,
+    /// Who is told of each erasure (Art. 19).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub notify: Recipients,
 }
 
 /// How the application asks for erasures, and is answered.

@@ -17,7 +17,7 @@ use crate::backup::parts::PartSizes;
 use crate::backup::preflight::{self, Ready};
 use crate::backup::program::Programs;
 use crate::backup::prune;
-use crate::backup::run::{self, Made, Setup};
+use crate::backup::run::{self, ErasureLedger, Made, Setup};
 use crate::backup::seal::Recipient;
 use crate::backup::selection::{self, Selection};
 use crate::backup::sweep;
@@ -119,6 +119,8 @@ pub struct BackupJob {
     pub programs: Option<Programs>,
     /// How the dump is cut.
     pub sizes: PartSizes,
+    /// The ledger of erasures, where this host may have one.
+    pub erasures: Option<Arc<dyn ErasureLedger>>,
 }
 
 impl Job for BackupJob {
@@ -178,6 +180,7 @@ impl Job for BackupJob {
                 standby: self.settings.standby.clone(),
                 sizes: self.sizes,
                 instance: self.instance.clone(),
+                erasures: self.erasures.clone(),
             };
             let plan: Box<dyn Plan> = Box::new(BackupPlan {
                 setup,

@@ -14,8 +14,10 @@ use super::retention::{RetentionJob, RetentionSettings};
 use super::rollup::RollupJob;
 use super::transition::TransitionJob;
 use crate::backup::parts::PartSizes;
+use crate::backup::run::ErasureLedger;
 use crate::batch::Throttle;
 use crate::erasure::Proof;
+use crate::erasure::copies::LedgerOfHost;
 use crate::erasure::host::{self, HostProof, HostSettings};
 use crate::erasure::memory::MemoryError;
 use crate::erasure::rule::Rule;
@@ -34,6 +36,8 @@ pub struct Surroundings {
     pub stores: BTreeMap<Name, StoreSettings>,
     /// When a job that works on rows yields.
     pub throttle: Throttle,
+    /// The ledger of erasures of this host; only a job that makes backups has it.
+    pub erasures: Option<LedgerOfHost>,
     /// Where the proof of erasures lies; only a job that erases has it.
     pub proof: Option<HostSettings>,
 }
@@ -100,6 +104,10 @@ fn backup(settings: &BackupSettings, surroundings: &Surroundings) -> BackupJob {
         timezone: surroundings.timezone.clone(),
         programs: None,
         sizes: sizes(surroundings.stores.get(&settings.store)),
+        erasures: surroundings
+            .erasures
+            .clone()
+            .map(|ledger| Arc::new(ledger) as Arc<dyn ErasureLedger>),
     }
 }
 

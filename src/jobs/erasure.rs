@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use crate::erasure::rule::Rule;
 use crate::erasure::run::{self, Prepared};
 use crate::erasure::{Proof, ProofError};
-use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Plan};
+use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome, Plan};
 use crate::postgres::grant::Grant;
 use crate::values::Timezone;
 
@@ -96,7 +96,22 @@ impl Plan for ErasurePlan {
             let unproven = crate::erasure::execute::unproven;
             let proof = (self.open_proof)().await.map_err(unproven)?;
             let mut report = run::execute(context, &self.prepared, proof.as_ref(), self.timezone.rules()).await?;
-            report.body["afterwards"] = proof.attend(context).await?;
+            let afterwards = match proof.attend(context).await {
+                Ok(afterwards) => afterwards,
+                Err(error) => return Err(error.with_partial(report.body)),
+            };
+            let reasons = afterwards["reasons"].as_array().into_iter().flatten();
+            let reasons: Vec<&str> = report
+                .reason
+                .as_deref()
+                .into_iter()
+                .chain(reasons.filter_map(Value::as_str))
+                .collect();
+            if !reasons.is_empty() {
+                report.reason = Some(reasons.join("; "));
+                report.outcome = Outcome::Partial;
+            }
+            report.body["afterwards"] = afterwards;
             Ok(report)
         })
     }

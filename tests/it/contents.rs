@@ -67,6 +67,7 @@ impl Made {
             admin,
             into: &self.name(),
             no_owner: false,
+            before_open: None,
             create_roles,
             jobs,
             identities: self.identities.clone(),

@@ -88,6 +88,7 @@ impl Made {
             admin: &admin,
             into,
             no_owner,
+            before_open: None,
             create_roles: false,
             jobs: 1,
             identities: None,

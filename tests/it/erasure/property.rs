@@ -161,7 +161,7 @@ fn written(schema: &str, tables: &[Table]) -> (String, String) {
                     write!(values, ", {target}, {}", target % 7).unwrap();
                 }
                 write!(
-                    fills,
+fills,
                     "INSERT INTO {name} ({columns}) VALUES ({id}, {}, 'person-{subject}-of-t{place}-{row}', '{{\"who\": \"person-{subject}-doc\", \"to\": {{{}}}}}'{values});",
                     id % 7,
                     to.join(", ")

@@ -87,6 +87,7 @@ impl Bench {
                 part_bytes: 16 * 1024,
                 max_parts: 9000,
             },
+            erasures: None,
         };
         Self {
             database,
