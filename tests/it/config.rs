@@ -307,7 +307,7 @@ fn mistakes_in_the_syntax_do_not_hide_the_others() {
 #[test]
 fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
     for (job, part) in [
-        ("rollup = {}", "`jobs.j.rollup` is not available in this version"),
+        ("refresh = {}", "`jobs.j.refresh` is not available in this version"),
         (
             "backup = { store = \"s\", bandwidth = \"1\" }",
             "`jobs.j.backup.bandwidth` is not available",

@@ -232,7 +232,7 @@ fn arguments_that_make_no_sense_end_with_2_and_name_what_there_is() {
             &["no job of the configuration has the policy", "pgreeve plan JOB"],
         ),
         (&["backup", "list"], &["no job of the kind `backup`"]),
-        (&["backup", "verify", "x", "--level", "7"], &["0..=2"]),
+        (&["backup", "verify", "x", "--level", "7"], &["0..=3"]),
     ];
     for (arguments, words) in cases {
         let finished = host.run(arguments);

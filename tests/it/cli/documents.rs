@@ -109,6 +109,7 @@ async fn every_document_has_its_published_keys_and_instants_in_utc() {
         "next",
         "over_retention_seconds",
         "paused_until",
+        "requests",
         "rollup_lag_seconds",
     ];
     assert_eq!(keys(&status["jobs"][0]), job);

@@ -117,7 +117,8 @@ fn cases() -> impl Strategy<Value = Case> {
                 .filter(|hold| *hold < 2 || matches!(layout, Layout::Partitioned))
                 .collect(),
             // Only a table with a unique key can be referenced.
-            referenced: referenced.filter(|_| !matches!(layout, Layout::Partitioned | Layout::Inherited)),
+            referenced: referenced
+                .filter(|_| !matches!(layout, Layout::Partitioned | Layout::Inherited | Layout::Ranged)),
             troubles,
         },
     )

@@ -121,7 +121,9 @@ async fn why_names_the_gate_that_stopped_a_slot() {
     ] {
         row(&database, &format!("2026-03-{day:02}T06:30:00Z"), end).await;
     }
-    let order = ["lead", "pause", "overlap", "turn", "primary", "approval", "run"];
+    let order = [
+        "lead", "pause", "overlap", "turn", "primary", "approval", "rollups", "run",
+    ];
     for (day, stopped, detail) in [
         (10, "lead", "nobody could run it"),
         (11, "pause", "migration"),
