@@ -411,7 +411,11 @@ pub fn main() -> ExitCode {
         }
     };
     let daemon = matches!(cli.verb, Verb::Daemon);
-    logs::start(if daemon { None } else { Some("warn,pgreeve::runner=off") });
+    logs::start(if daemon {
+        None
+    } else {
+        Some("warn,pgreeve::runner=off,s3s=off")
+    });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
