@@ -28,7 +28,7 @@ build: ## Build the program: target/release/pgreeve.
 	$(CARGO) build --release --locked
 
 test: ## Check format and lints, then run every test, against a throwaway PostgreSQL and S3 server.
-	@.ci/needs postgresql systemd lints
+	@.ci/needs postgresql pooler systemd lints
 	@if $(CARGO) fmt --version >/dev/null 2>&1 && $(CARGO) clippy --version >/dev/null 2>&1; \
 	    then $(MAKE) --no-print-directory lint; fi
 	$(CARGO) test --locked --features demo
