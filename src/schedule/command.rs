@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::board::LiveRun;
 use super::dispatcher::Dispatcher;
 use super::recovery::RecoveryError;
-use super::slots::{self, ScheduledJob};
+use super::slots::ScheduledJob;
 use crate::audit::{Entry, RecordKind};
 use crate::job::{Outcome, Progress, Trigger};
 use crate::ledger::leader::Leader;
@@ -116,7 +116,7 @@ impl Dispatcher {
             // Was it to come back, the time in between would not be its.
             marks::forget(lead.connection(), name).await?;
         }
-        slots::first_seen(lead.connection(), &mut self.jobs, &self.audit, jiff::Timestamp::now()).await?;
+        super::marks::first_seen(lead.connection(), &mut self.jobs, &self.audit, jiff::Timestamp::now()).await?;
         self.unsettled = None;
         Ok(())
     }

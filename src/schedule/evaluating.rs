@@ -9,7 +9,7 @@ use serde_json::json;
 use super::clock::Jump;
 use super::dispatcher::Dispatcher;
 use super::recovery::RecoveryError;
-use super::{marks, overlap, pausing, recovery, slots};
+use super::{marks, overlap, pausing, recovery, rows};
 use crate::audit::{Entry, RecordKind};
 use crate::job::Outcome;
 use crate::ledger::leader::Leader;
@@ -109,7 +109,7 @@ impl Dispatcher {
         let Some(job) = self.jobs.get_mut(index) else {
             return Ok(());
         };
-        let writer = slots::Writer {
+        let writer = rows::Writer {
             audit: &self.audit,
             instance: &self.instance,
             term: &lead.term.clone(),

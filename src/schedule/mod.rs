@@ -23,6 +23,7 @@ pub mod overlap;
 pub mod pausing;
 pub mod policy;
 pub mod recovery;
+pub mod rows;
 mod seconds;
 pub mod slots;
 mod standing;

@@ -11,9 +11,11 @@ use pgreeve::ledger::runs::{self, NewRun, RunEnd};
 use pgreeve::ledger::slots::{self, Evaluated};
 use pgreeve::ledger::{attempts, locks, migrate};
 use pgreeve::schedule::cron::Schedule;
+use pgreeve::schedule::marks::first_seen;
 use pgreeve::schedule::policy::Missed;
 use pgreeve::schedule::recovery;
-use pgreeve::schedule::slots::{Admission, CHUNK, ScheduledJob, Writer, first_seen};
+use pgreeve::schedule::rows::{Admission, Writer};
+use pgreeve::schedule::slots::{CHUNK, ScheduledJob};
 use pgreeve::values::{RunId, Timezone};
 use serde_json::json;
 
