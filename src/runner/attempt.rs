@@ -208,6 +208,8 @@ async fn open(request: &RunRequest, application_name: &str, deadline: &mut Insta
     Err(tried.not_begun())
 }
 
+/// Ends what the attempt left on the server, and writes down how it ended, in one session: a new one
+/// costs a busy server more than both.
 async fn close_attempt(
     request: &RunRequest,
     attempt: u32,
@@ -215,10 +217,10 @@ async fn close_attempt(
     name: &str,
     end: &RunEnd,
 ) -> Result<(), DatabaseError> {
-    supervise::confirm_gone(&request.site.target, backend_pid, name).await?;
     let settings = SessionSettings::control(format!("pgreeve:close:{}", request.job.name));
     supervise::answered_in_time(async {
         let mut session = Session::open(&request.site.target, &settings).await?;
+        supervise::end_sessions(session.connection(), Some(backend_pid), name).await?;
         attempts::end(session.connection(), request.run, attempt, end).await?;
         session.close().await;
         Ok(())
