@@ -70,6 +70,7 @@ pub async fn serve(address: SocketAddr, sight: Sight, stop: CancellationToken) -
 }
 
 async fn metrics(State(sight): State<Sight>) -> impl IntoResponse {
+    crate::telemetry::metrics::look();
     for (job, _, schedule) in &(sight.view)().jobs {
         let next = schedule.next_after(Timestamp::now()).map(|slot| slot.scheduled_for);
         crate::telemetry::metrics::job_due(job.as_str(), next);

@@ -28,6 +28,7 @@ const SEALED: &str = "pgreeve_rollup_sealed_until_timestamp_seconds";
 const LEADER: &str = "pgreeve_is_leader";
 const EPOCH: &str = "pgreeve_leader_epoch";
 const TICK: &str = "pgreeve_dispatcher_last_tick_timestamp_seconds";
+const TASKS: &str = "pgreeve_tasks";
 const BUILD: &str = "pgreeve_build_info";
 
 /// One second to six hours.
@@ -69,6 +70,10 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!(LEADER, "Whether this instance leads the database.");
     describe_gauge!(EPOCH, "The epoch in which this instance last led the database.");
     describe_gauge!(TICK, "When the database's schedules were last evaluated.");
+    describe_gauge!(
+        TASKS,
+        "Concurrent tasks of the daemon; a number that only grows is a leak."
+    );
     describe_gauge!(BUILD, "1, with the version as a label.");
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
@@ -77,6 +82,12 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
 #[expect(clippy::cast_precision_loss, reason = "metrics are doubles")]
 fn seconds(at: Timestamp) -> f64 {
     at.as_millisecond() as f64 / 1000.0
+}
+
+/// What is only looked at when it is asked for. To be called inside the daemon's runtime.
+pub fn look() {
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    gauge!(TASKS).set(f64::from(u32::try_from(tasks).unwrap_or(u32::MAX)));
 }
 
 /// A job of the configuration: its series exist from the start, at zero.

@@ -1,6 +1,7 @@
 //! The control socket and its verbs, with the real program on both ends.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::http::{free_address, http_get};
 use crate::support::process::{Daemon, Finished, Host, until};
 use crate::support::{Database, cluster};
 
@@ -320,24 +322,76 @@ async fn a_run_keeps_its_settings_through_a_reload_that_removes_its_job() {
     host.run(&["audit", "verify"]).expect_code(0);
 }
 
-#[tokio::test]
-async fn a_hundred_reloads_leak_nothing() {
-    let database = slow_events(1).await;
-    let host = Host::new(&config(&database, "0 0 1 1 *").await);
-    let daemon = leading(&host).await;
-    let open = || {
+/// What a daemon holds on to: descriptors, threads, tasks, and KiB of memory.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    tasks: usize,
+    kib: usize,
+}
+
+impl Held {
+    fn by(daemon: &Daemon, address: SocketAddr) -> Self {
         let process = std::path::Path::new("/proc").join(daemon.pid().to_string());
         let count = |what: &str| std::fs::read_dir(process.join(what)).unwrap().count();
-        count("fd")
-    };
-    let reload = || assert!(say(&host, b"{\"version\":1,\"verb\":\"reload\"}\n")["done"].is_object());
-    reload();
-    let before = open();
-    for _ in 0..100 {
-        reload();
+        let status = std::fs::read_to_string(process.join("status")).unwrap();
+        let resident = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let metrics = http_get(address, "/metrics");
+        let tasks = metrics.lines().find_map(|line| line.strip_prefix("pgreeve_tasks "));
+        Self {
+            descriptors: count("fd"),
+            threads: count("task"),
+            tasks: tasks.unwrap().parse().unwrap(),
+            kib: resident.split_whitespace().nth(1).unwrap().parse().unwrap(),
+        }
     }
+}
+
+#[tokio::test]
+async fn a_thousand_reloads_leak_no_memory_no_task_and_no_descriptor() {
+    let database = slow_events(1).await;
+    let job = |name: &str, schedule: &str| {
+        format!(
+            "[jobs.{name}]\nschedule = \"{schedule}\"\nretention = {{ table = \"events\", age_column = \"created_at\", keep = \"90d\" }}\n"
+        )
+    };
+    let address = free_address();
+    let host = Host::new("");
+    let configure = async |more: &str| {
+        host.configure(&format!("{}{more}", config(&database, "0 0 1 1 *").await));
+        let text = std::fs::read_to_string(host.path("config.toml")).unwrap();
+        std::fs::write(
+            host.path("config.toml"),
+            text.replace("listen = \"off\"", &format!("listen = \"{address}\"")),
+        )
+        .unwrap();
+    };
+    configure("").await;
+    let daemon = leading(&host).await;
+    // Each changes something: a job comes, its schedule changes, it goes.
+    let files = [job("other", "0 0 2 1 *"), job("other", "0 0 3 1 *"), String::new()];
+    let reload = async |times: usize| {
+        for more in files.iter().cycle().take(times) {
+            configure(more).await;
+            let answer = say(&host, b"{\"version\":1,\"verb\":\"reload\"}\n");
+            assert!(answer["done"].is_object(), "{answer}");
+        }
+    };
+    // What is allocated once, and what the allocator keeps for later, is there after some.
+    reload(500).await;
+    let before = Held::by(&daemon, address);
+    reload(500).await;
     // A connection or two may be on their way out.
-    until("all is closed again", async || open() <= before + 1).await;
+    until("all is closed and ended again", async || {
+        let now = Held::by(&daemon, address);
+        now.descriptors <= before.descriptors + 1 && now.threads <= before.threads && now.tasks <= before.tasks + 1
+    })
+    .await;
+    let after = Held::by(&daemon, address);
+    println!("{before:?}, then {after:?}");
+    // One KiB kept by each reload would be 500.
+    assert!(after.kib < before.kib + 400, "{before:?}, then {after:?}");
     let sessions: i64 = database
         .value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgreeve:leader:%'")
         .await;

@@ -7,6 +7,7 @@ use pgreeve::demo::s3_server::S3Server;
 use serde_json::Value;
 
 use crate::support::fault_proxy::{Fault, FaultProxy};
+use crate::support::http::{free_address, http_get};
 use crate::support::process::{Host, peak_memory, until};
 use crate::support::{Database, cluster};
 
@@ -497,11 +498,7 @@ async fn metrics_health_and_the_status_page_answer_over_http() {
     let database = events(1000).await;
     let host = Host::new(&purge_config(&database).await);
     miss_a_slot(&host, &database).await;
-    // A port that was free a moment ago.
-    let address = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = free_address();
     let config = std::fs::read_to_string(host.path("config.toml")).unwrap();
     std::fs::write(
         host.path("config.toml"),
@@ -537,19 +534,6 @@ async fn metrics_health_and_the_status_page_answer_over_http() {
     );
     assert!(http_get(address, "/nothing").starts_with("HTTP/1.1 404"));
     assert_eq!(daemon.stop(), 0);
-}
-
-fn http_get(address: std::net::SocketAddr, path: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@ pub mod backups;
 pub mod bench;
 pub mod context;
 pub mod fault_proxy;
+pub mod http;
 pub mod memory_store;
 pub mod pg_proxy;
 pub mod process;
