@@ -37,4 +37,5 @@ mod schedule;
 mod store;
 mod systemd;
 mod transition;
+mod upheaval;
 mod waiting;

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pgreeve::job::{Outcome, Trigger};
-use pgreeve::ledger::forgotten;
+use pgreeve::ledger::leader::{Campaign, Leader};
 use pgreeve::ledger::runs::{self, RunEnd};
+use pgreeve::ledger::{attempts, forgotten};
 use pgreeve::schedule::cron::Schedule;
 use pgreeve::schedule::due;
 use pgreeve::schedule::marks::{first_seen, rewind};
 use pgreeve::schedule::policy::Missed;
-use pgreeve::schedule::slots::{ScheduledJob, Writer};
+use pgreeve::schedule::recovery::recover;
+use pgreeve::schedule::rows::{Admission, Writer};
+use pgreeve::schedule::slots::ScheduledJob;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -38,14 +41,14 @@ async fn start(bench: &mut Bench, job: ScheduledJob, now: Timestamp) -> Schedule
     jobs.remove(0)
 }
 
-/// One beat: rows are written, and what may start runs to a green end.
-async fn beat(bench: &mut Bench, job: &mut ScheduledJob, now: Timestamp) -> Vec<Timestamp> {
-    let mut ran = Vec::new();
+/// Has the rows of all due slots written; answers which runs may start.
+async fn admit(bench: &mut Bench, job: &mut ScheduledJob, now: Timestamp) -> Vec<Admission> {
+    let mut admitted = Vec::new();
     rewind(bench.lead.connection(), job, &bench.audit, now).await.unwrap();
     loop {
         let (decision, until) = job.due_until(now);
         if decision.is_empty() {
-            return ran;
+            return admitted;
         }
         let term = bench.lead.term.clone();
         let writer = Writer {
@@ -54,18 +57,39 @@ async fn beat(bench: &mut Bench, job: &mut ScheduledJob, now: Timestamp) -> Vec<
             term: &term,
             job,
         };
-        let admitted = writer
+        let more = writer
             .write(bench.lead.connection(), decision, Vec::new(), None, until)
             .await
             .unwrap();
-        for admission in admitted {
-            let end = RunEnd::without_report(Outcome::Succeeded, "");
-            runs::finish(bench.lead.connection(), admission.run, &end)
-                .await
-                .unwrap();
-            ran.push(admission.scheduled_for);
-        }
+        admitted.extend(more);
     }
+}
+
+/// One beat: rows are written, and what may start runs to a green end.
+async fn beat(bench: &mut Bench, job: &mut ScheduledJob, now: Timestamp) -> Vec<Timestamp> {
+    let mut ran = Vec::new();
+    for admission in admit(bench, job, now).await {
+        let end = RunEnd::without_report(Outcome::Succeeded, "");
+        runs::finish(bench.lead.connection(), admission.run, &end)
+            .await
+            .unwrap();
+        ran.push(admission.scheduled_for);
+    }
+    ran
+}
+
+/// The process is gone, and another one leads.
+async fn take_over(bench: &mut Bench) {
+    let sessions = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name LIKE 'pgreeve:leader:%'";
+    bench.database.execute(sessions).await;
+    let Campaign::Won(lead) = Leader::campaign(&bench.database.target, "bench", None).await.unwrap() else {
+        panic!("nobody else leads")
+    };
+    bench.lead = lead;
+    recover(&mut bench.lead, &bench.audit, &bench.database.name)
+        .await
+        .unwrap();
 }
 
 /// A job's rows: slot, outcome, zone.
@@ -227,12 +251,7 @@ fn beats() -> impl Strategy<Value = Beats> {
 }
 
 fn schedules() -> impl Strategy<Value = (&'static str, &'static str)> {
-    prop::sample::select(vec![
-        ("* * * * *", "UTC"),
-        ("*/5 * * * *", "America/New_York"),
-        ("30 1 * * *", "America/New_York"),
-        ("7,38 * * * *", "Europe/London"),
-    ])
+    prop::sample::select(SCHEDULES.to_vec())
 }
 
 fn policies() -> impl Strategy<Value = Missed> {
@@ -283,6 +302,94 @@ async fn any_pattern_of_downtime_and_restarts_leaves_one_row_for_each_slot() {
         assert_eq!(ran, sets[1]);
         assert!(rows.iter().all(|row| row.1 == "succeeded" || row.1 == "missed"));
     }
+}
+
+/// What happens to a daemon after it was left alone for a while: that it sleeps with its host is
+/// nothing but the while.
+#[derive(Debug, Clone)]
+enum Event {
+    Awake,
+    Restart,
+    /// `kill -9` after the rows of due runs were committed, and before or after the runs began.
+    Kill {
+        begun: bool,
+    },
+    /// One of [`SCHEDULES`] from now on.
+    Reload(usize),
+}
+
+const SCHEDULES: [(&str, &str); 4] = [
+    ("* * * * *", "UTC"),
+    ("*/5 * * * *", "America/New_York"),
+    ("30 1 * * *", "America/New_York"),
+    ("7,38 * * * *", "Europe/London"),
+];
+
+fn events() -> impl Strategy<Value = Vec<(i64, Event)>> {
+    let gap = prop_oneof![4 => 1_i64..90, 2 => 50_i64..400, 1 => 400_i64..20_000];
+    let event = prop_oneof![
+        Just(Event::Awake),
+        Just(Event::Restart),
+        any::<bool>().prop_map(|begun| Event::Kill { begun }),
+        (0..SCHEDULES.len()).prop_map(Event::Reload),
+    ];
+    prop::collection::vec((gap, event), 1..14)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_pattern_of_downtime_kills_sleep_and_reloads_leaves_one_ended_row_for_each_slot() {
+    let mut bench = Bench::set_up().await;
+    let mut runner = TestRunner::deterministic();
+    let mut ends = BTreeSet::new();
+    for case in 0..24 {
+        let (events, missed) = (events(), policies()).new_tree(&mut runner).unwrap().current();
+        let name = format!("job-{case}");
+        let schedule = |index: usize| Schedule::parse(SCHEDULES[index].0, SCHEDULES[index].1.parse().unwrap()).unwrap();
+        let as_of = |index: usize| job(&name, SCHEDULES[index].0, SCHEDULES[index].1, missed);
+        let (mut now, mut since, mut in_force) = (at(BEGIN), at(BEGIN), 0);
+        let mut scheduled = start(&mut bench, as_of(in_force), now).await;
+        let mut due: Vec<Timestamp> = Vec::new();
+        for (gap, event) in &events {
+            now += SignedDuration::from_secs(*gap);
+            match event {
+                Event::Awake => {}
+                Event::Restart => scheduled = start(&mut bench, as_of(in_force), now).await,
+                Event::Kill { begun } => {
+                    for admission in admit(&mut bench, &mut scheduled, now).await {
+                        if *begun {
+                            let fence = bench.lead.term.fence;
+                            attempts::begin(bench.lead.connection(), fence, admission.run, 1, 1)
+                                .await
+                                .unwrap();
+                        }
+                    }
+                    take_over(&mut bench).await;
+                    scheduled = start(&mut bench, as_of(in_force), now).await;
+                }
+                Event::Reload(index) => {
+                    due.extend(schedule(in_force).between(since, now).map(|slot| slot.scheduled_for));
+                    (in_force, since) = (*index, now);
+                    scheduled = start(&mut bench, as_of(in_force), now).await;
+                }
+            }
+            beat(&mut bench, &mut scheduled, now).await;
+        }
+        due.extend(schedule(in_force).between(since, now).map(|slot| slot.scheduled_for));
+        let rows = rows(&bench, &name).await;
+        let slots: Vec<Timestamp> = rows.iter().map(|(slot, ..)| *slot).collect();
+        assert_eq!(slots, due, "{missed:?} {events:?}");
+        assert!(
+            rows.iter().all(|(_, outcome, _)| outcome != "open"),
+            "{missed:?} {events:?}"
+        );
+        ends.extend(rows.into_iter().map(|(_, outcome, _)| outcome));
+    }
+    let ends: Vec<&str> = ends.iter().map(String::as_str).collect();
+    assert_eq!(
+        ends,
+        ["abandoned", "missed", "succeeded"],
+        "the patterns reach every end"
+    );
 }
 
 proptest! {
