@@ -88,6 +88,17 @@ struct Side {
     daemon: Option<Daemon>,
 }
 
+impl Drop for Side {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let last: Vec<&str> = log.lines().rev().take(40).collect();
+            println!("the last of daemon {}:", self.instance);
+            last.iter().rev().for_each(|line| println!("{line}"));
+        }
+    }
+}
+
 impl Side {
     async fn new(instance: &'static str, database: &str) -> Self {
         let socket = cluster().await.directory().join(".s.PGSQL.5432");
@@ -410,7 +421,7 @@ fn verify_the_records(sides: &[Side; 2]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_slot_runs_twice_or_is_lost_while_everything_breaks() {
-    chaos(Duration::from_secs(80), false).await;
+    chaos(Duration::from_secs(105), false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
