@@ -52,6 +52,8 @@ pub struct Dispatcher {
     pub(super) try_again: Instant,
     pub(super) confirmed: Instant,
     pub(super) saved: Instant,
+    /// When the next slot comes due, where that is known.
+    pub(super) next_start: Option<Timestamp>,
     pub(super) active: HashMap<JobName, Active>,
     /// What each task runs.
     tasks: HashMap<task::Id, RunId>,
@@ -103,6 +105,7 @@ impl Dispatcher {
             try_again: now,
             confirmed: now,
             saved: now,
+            next_start: None,
             active: HashMap::new(),
             tasks: HashMap::new(),
             queued: HashMap::new(),
@@ -152,6 +155,7 @@ impl Dispatcher {
         let soft = self.stops.soft.clone();
         loop {
             self.beat();
+            let due = self.due();
             tokio::select! {
                 biased;
                 () = soft.cancelled() => break,
@@ -162,6 +166,7 @@ impl Dispatcher {
                     break;
                 },
                 Some(()) = pokes.recv() => self.tick().await,
+                () = due => self.tick().await,
             }
         }
         drop(commands);
@@ -177,6 +182,19 @@ impl Dispatcher {
         }
         if let Some(lead) = self.lead.take() {
             lead.resign().await;
+        }
+    }
+
+    /// Ends when the next slot comes due, so that its run need not wait for a beat; never where that
+    /// is not known. A clock that is set meanwhile is noticed at the next beat.
+    fn due(&self) -> impl Future<Output = ()> + Send + 'static {
+        let next = self.next_start.filter(|_| self.lead.is_some());
+        let left = next.and_then(|next| Duration::try_from(Timestamp::now().duration_until(next)).ok());
+        async move {
+            match left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
         }
     }
 

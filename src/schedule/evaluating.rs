@@ -71,6 +71,7 @@ impl Dispatcher {
             }
         }
         self.start_ready(&lead.term.clone());
+        self.next_start = self.next_start_after(now);
         self.give_up_late(lead).await?;
         self.forgetting.go_on(lead, &self.instance).await?;
         if self.saved.elapsed() >= SAVE_EVERY {
@@ -83,6 +84,12 @@ impl Dispatcher {
             self.saved = Instant::now();
         }
         Ok(())
+    }
+
+    /// When the next slot of any job is to start; what is due already is left to the next beat.
+    fn next_start_after(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let quiet = self.jobs.iter_mut().filter_map(|job| job.is_quiet(now).then_some(job));
+        quiet.filter_map(|job| job.next_start()).min()
     }
 
     /// Has the rows of a job's due slots written, and queues what may start.

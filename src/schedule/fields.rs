@@ -3,6 +3,8 @@
 //! croner reads the fields and knows their days (`L`, `W`, `#`). What it would take without a word
 //! and mean something else by (`1,,2`, a month's name as a minute) is refused here first.
 
+use std::sync::Arc;
+
 use croner::parser::{CronParser, Seconds, Year};
 use croner::{Cron, Weekday};
 use jiff::civil::{Date, DateTime, Time};
@@ -34,8 +36,9 @@ pub struct Fields {
     text: String,
     /// The field of seconds, which no operator's schedule has.
     seconds: Option<String>,
-    cron: Cron,
-    times: Vec<Time>,
+    /// Shared by all copies: croner keeps ten thousand bytes of years for each expression.
+    cron: Arc<Cron>,
+    times: Arc<[Time]>,
     fixed: bool,
 }
 
@@ -83,7 +86,7 @@ impl Fields {
             fixed: seconds.is_none() && fields.iter().take(2).all(|field| !field.contains(['*', '/'])),
             text,
             seconds,
-            cron,
+            cron: Arc::new(cron),
         })
     }
 

@@ -111,6 +111,13 @@ impl ScheduledJob {
         self.quiet.is_some_and(|(_, next)| now < next)
     }
 
+    /// When a run of the next slot is to start, as far as that is known: after it was asked whether
+    /// the schedule [is quiet](Self::is_quiet).
+    pub(super) fn next_start(&self) -> Option<Timestamp> {
+        let (_, next) = self.quiet?;
+        next.checked_add(self.delay).ok()
+    }
+
     /// Moves the mark of a schedule that is quiet; the answer is what the ledger is to keep.
     pub(super) fn pass_quietly(&mut self, now: Timestamp) -> Evaluated {
         let until = now.checked_sub(self.delay).unwrap_or(now);

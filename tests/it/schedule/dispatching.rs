@@ -210,6 +210,30 @@ async fn a_slot_that_meets_a_run_is_skipped_queued_or_replaces_it() {
 }
 
 #[tokio::test]
+async fn a_slot_is_accounted_for_when_it_comes_due_and_not_at_the_next_beat() {
+    let mut stage = Stage::set_up().await;
+    let job = Bench::job("purge", quick());
+    stage.add(job, Overlap::Skip, next_start_in(4), 0).await;
+    let show = stage.open(4);
+    show.until("it leads and knows its schedule", async || {
+        let known = "SELECT EXISTS (SELECT 1 FROM pgreeve.leader WHERE instance = 'stage')";
+        stage.database.value::<bool>(known).await
+    })
+    .await;
+    // One beat that finds nothing due, and none after it.
+    show.pokes.send(()).await.unwrap();
+    until("the slot has run", async || {
+        stage
+            .slots("purge")
+            .await
+            .iter()
+            .any(|(outcome, _)| outcome == "succeeded")
+    })
+    .await;
+    show.close().await;
+}
+
+#[tokio::test]
 async fn the_most_urgent_goes_first_when_there_is_room_for_one() {
     let mut stage = Stage::set_up().await;
     let order = Arc::new(Mutex::new(Vec::new()));
