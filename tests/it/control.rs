@@ -378,20 +378,23 @@ async fn a_thousand_reloads_leak_no_memory_no_task_and_no_descriptor() {
             assert!(answer["done"].is_object(), "{answer}");
         }
     };
-    // What is allocated once, and what the allocator keeps for later, is there after some.
-    reload(500).await;
-    let before = Held::by(&daemon, address);
-    reload(500).await;
+    // What is allocated once is there after some.
+    reload(400).await;
+    let first = Held::by(&daemon, address);
+    reload(300).await;
+    let second = Held::by(&daemon, address);
+    reload(300).await;
     // A connection or two may be on their way out.
     until("all is closed and ended again", async || {
         let now = Held::by(&daemon, address);
-        now.descriptors <= before.descriptors + 1 && now.threads <= before.threads && now.tasks <= before.tasks + 1
+        now.descriptors <= first.descriptors + 1 && now.threads <= first.threads + 4 && now.tasks <= first.tasks + 1
     })
     .await;
-    let after = Held::by(&daemon, address);
-    println!("{before:?}, then {after:?}");
-    // One KiB kept by each reload would be 500.
-    assert!(after.kib < before.kib + 400, "{before:?}, then {after:?}");
+    let third = Held::by(&daemon, address);
+    // The allocator takes a large piece now and then; a leak grows all the time, and one KiB kept by
+    // each reload would be 300.
+    let grown = [(first, second), (second, third)].map(|(before, after)| after.kib.saturating_sub(before.kib));
+    assert!(grown.iter().any(|kib| *kib < 200), "{first:?}, {second:?}, {third:?}");
     let sessions: i64 = database
         .value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgreeve:leader:%'")
         .await;
