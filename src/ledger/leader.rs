@@ -10,10 +10,18 @@
 //! the leader's session silent for [`LEASE`], which is longer, ends that session. Each of the two
 //! measures with one clock of its own; nothing is written for it.
 
+mod identity;
+mod pooler;
+mod takeover;
+
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
+use self::identity::timeline;
+pub use self::identity::{identify, is_standby};
+pub use self::pooler::refuse_a_pooler;
+use self::takeover::{end_a_silent_leader, notice_a_dead_peer, raise_epoch};
 use super::locks;
 use crate::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use crate::postgres::sqlstate::DatabaseError;
@@ -26,9 +34,6 @@ pub const TRUST: Duration = Duration::from_secs(25);
 pub const LEASE: Duration = Duration::from_secs(30);
 /// How long an answer of the server is waited for.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-
-/// How often a campaign ends the sessions of older epochs and tries to raise the epoch.
-const EPOCH_ATTEMPTS: u32 = 5;
 
 /// The right to write, as of one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,155 +209,4 @@ impl Leader {
     pub async fn resign(self) {
         self.session.close().await;
     }
-}
-
-/// Which database a connection reaches, as `SYSTEM_IDENTIFIER/OID`: what `initdb` made, and the
-/// number in that cluster, which outlives a new name. Two databases of one cluster share an audit
-/// log, and neither may close the runs of the other. `oid:OID` where the role may not read the first.
-pub async fn identify(connection: &mut PgConnection) -> Result<String, DatabaseError> {
-    let allowed: bool =
-        sqlx::query_scalar("SELECT pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')")
-            .fetch_one(&mut *connection)
-            .await?;
-    let identity = if allowed {
-        "SELECT c.system_identifier::text || '/' || d.oid FROM pg_catalog.pg_control_system() c, pg_catalog.pg_database d
-         WHERE d.datname = pg_catalog.current_database()"
-    } else {
-        "SELECT 'oid:' || oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
-    };
-    Ok(sqlx::query_scalar(identity).fetch_one(connection).await?)
-}
-
-/// Whether a server is in recovery.
-pub async fn is_standby(connection: &mut PgConnection) -> Result<bool, DatabaseError> {
-    Ok(sqlx::query_scalar("SELECT pg_catalog.pg_is_in_recovery()")
-        .fetch_one(connection)
-        .await?)
-}
-
-/// The timeline that a primary writes to.
-async fn timeline(connection: &mut PgConnection) -> Result<i64, DatabaseError> {
-    let file: String = sqlx::query_scalar("SELECT pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn())")
-        .fetch_one(connection)
-        .await?;
-    // The first eight of its hexadecimal digits.
-    file.get(..8)
-        .and_then(|digits| i64::from_str_radix(digits, 16).ok())
-        .ok_or_else(|| DatabaseError::local(format!("`{file}` is not the name of a WAL file")))
-}
-
-/// A pooler in transaction mode gives each transaction whatever server process is free: a lock of
-/// the session would be somebody else's the next moment. It gives itself away to two connections,
-/// one of which keeps a transaction open: both have the same server process, or the other's changes.
-///
-/// # Errors
-/// When there is one; the message says what to do.
-pub async fn refuse_a_pooler(target: &ConnectTarget, session: &mut Session) -> Result<(), DatabaseError> {
-    match moves_between_processes(target, session).await {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(pooler(target)),
-        // A statement that another client prepared, or one of ours that is gone, tells as much.
-        Err(error) if error.is("42P05") || error.is("26000") => Err(pooler(target)),
-        Err(error) => Err(error),
-    }
-}
-
-async fn moves_between_processes(target: &ConnectTarget, session: &mut Session) -> Result<bool, DatabaseError> {
-    let pid = "SELECT pg_catalog.pg_backend_pid()";
-    let mut probe = target.connect("pgreeve:probe").await?;
-    let mut transaction = probe.begin().await?;
-    let others: i32 = sqlx::query_scalar(pid).fetch_one(&mut *transaction).await?;
-    let ours: i32 = sqlx::query_scalar(pid).fetch_one(session.connection()).await?;
-    transaction.rollback().await?;
-    probe.close().await?;
-    Ok(others == session.backend_pid() || ours != session.backend_pid())
-}
-
-fn pooler(target: &ConnectTarget) -> DatabaseError {
-    DatabaseError::local(format!(
-        "{} is a pooler in transaction mode, which cannot keep a session's locks and settings: let `url` name the server itself, or a pool in session mode",
-        target.describe()
-    ))
-}
-
-/// Lets the server notice within seconds that this host has gone, instead of hours. A Unix socket
-/// ignores the settings.
-async fn notice_a_dead_peer(connection: &mut PgConnection) -> Result<(), DatabaseError> {
-    for (name, value) in [
-        ("tcp_keepalives_idle", "5"),
-        ("tcp_keepalives_interval", "5"),
-        ("tcp_keepalives_count", "3"),
-        ("tcp_user_timeout", "20s"),
-    ] {
-        sqlx::query("SELECT pg_catalog.set_config($1, $2, false)")
-            .bind(name)
-            .bind(value)
-            .execute(&mut *connection)
-            .await?;
-    }
-    Ok(())
-}
-
-/// Ends the session of a leader that has asked nothing for a whole lease. It has stopped believing
-/// in itself before, unless it is stopped altogether; then the fence keeps it out when it goes on.
-async fn end_a_silent_leader(connection: &mut PgConnection) -> Result<(), DatabaseError> {
-    let ended = sqlx::query_scalar::<_, Option<i32>>(
-        // Found first, ended then: in a condition the server might call the function on all of them.
-        "WITH silent AS MATERIALIZED (
-             SELECT a.pid FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = $1::bigint::oid AND l.objid = 1::oid
-               AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-               AND pg_catalog.clock_timestamp() - a.state_change > $2::double precision * interval '1 second')
-         SELECT CASE WHEN pg_catalog.pg_terminate_backend(pid, 5000) THEN pid END FROM silent",
-    )
-    .bind(i64::from(locks::LEADER_CLASS.cast_unsigned()))
-    .bind(LEASE.as_secs_f64())
-    .fetch_optional(connection)
-    .await?
-    .flatten();
-    if let Some(pid) = ended {
-        tracing::warn!(
-            backend.pid = pid,
-            "the leader was silent for longer than its lease; its session was ended"
-        );
-    }
-    Ok(())
-}
-
-async fn raise_epoch(connection: &mut PgConnection, instance: &str, timeline: i64) -> Result<i64, DatabaseError> {
-    for attempt in 1.. {
-        end_older_runs(connection).await?;
-        let raised = sqlx::query_scalar(
-            // The timeline leads the number: what an old primary counted last may never have reached
-            // this one, and must not be counted a second time.
-            "UPDATE pgreeve.leader SET epoch = greatest(epoch + 1, $2::bigint << 32), instance = $1, since = pg_catalog.clock_timestamp()
-             RETURNING epoch",
-        )
-        .bind(instance)
-        .bind(timeline)
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(DatabaseError::from);
-        match raised {
-            // An old writer opened a transaction between the two statements; end it too.
-            Err(error) if error.is("55P03") && attempt < EPOCH_ATTEMPTS => {}
-            other => return other,
-        }
-    }
-    unreachable!("the loop returns")
-}
-
-/// Ends every session that holds a job's lock: with the leader's lock in our hand, none of them
-/// belongs to a run that may still write. Their work is rolled back by the server.
-async fn end_older_runs(connection: &mut PgConnection) -> Result<(), DatabaseError> {
-    sqlx::query(
-        "SELECT pg_catalog.pg_terminate_backend(l.pid, 5000)
-         FROM pg_catalog.pg_locks l
-         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = $1::bigint::oid
-           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())",
-    )
-    .bind(i64::from(locks::JOB_CLASS.cast_unsigned()))
-    .execute(connection)
-    .await?;
-    Ok(())
 }
