@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use sqlx::Connection;
 
 use crate::support::pg_proxy::{Frozen, PgProxy};
-use crate::support::process::{Daemon, Host, until};
+use crate::support::process::{Daemon, Host, until, until_within};
 use crate::support::{Database, cluster};
 
 const JOBS: [&str; 2] = ["purge-a", "purge-b"];
@@ -253,7 +253,11 @@ async fn revive_an_old_leader(sides: &mut [Side; 2], database: &Database) {
     let name: String = database.value("SELECT instance FROM pgreeve.leader").await;
     let leader = sides.iter().find(|side| side.instance == name).unwrap();
     leader.signal(Signal::STOP);
-    until("the other leads", async || database.value::<i64>(epoch).await > old).await;
+    // A lease, then a campaign, which may wait a minute for answers and begins anew.
+    until_within(Duration::from_mins(3), "the other leads", async || {
+        database.value::<i64>(epoch).await > old
+    })
+    .await;
     leader.signal(Signal::CONT);
     let mut connection = database.connect().await;
     let mut transaction = connection.begin().await.unwrap();

@@ -210,10 +210,15 @@ impl Drop for Daemon {
 }
 
 /// Waits until a state holds; fails the test when it never does.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, holds: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, holds).await;
+}
+
+/// The same with another patience, where what is waited for has limits of its own that are longer.
+pub async fn until_within(patience: Duration, what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !holds().await {
-        assert!(started.elapsed() < PATIENCE, "never came true: {what}");
+        assert!(started.elapsed() < patience, "never came true: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
