@@ -14,7 +14,7 @@
 //! | [`schedule`] | cron, slots, one dispatcher per database |
 //! | [`http`] | metrics, health, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
-//! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more |
+//! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more; materialized views |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
 //! | [`backup`] | dump, walk, compress, upload, manifest; restore |
 //! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |

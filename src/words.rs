@@ -12,6 +12,8 @@ pub enum Kind {
     Transition,
     /// Brings measures by buckets of time up to date.
     Rollup,
+    /// Brings materialized views up to date.
+    Refresh,
     /// Streams `pg_dump` to a store.
     Backup,
     /// Erases people who asked for it.
@@ -30,6 +32,7 @@ impl Kind {
             Self::Retention => "retention",
             Self::Transition => "transition",
             Self::Rollup => "rollup",
+            Self::Refresh => "refresh",
             Self::Backup => "backup",
             Self::Erasure => "erasure",
             Self::Partitions => "partitions",

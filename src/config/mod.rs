@@ -18,6 +18,7 @@ mod job;
 mod partitions;
 mod paths;
 mod policy;
+mod refresh;
 mod restore_check;
 mod retention;
 mod rollup;

@@ -9,6 +9,7 @@ use super::KindSettings;
 use super::backup::{BackupJob, BackupSettings, OpenStore};
 use super::erasure::{ErasureJob, OpenProof};
 use super::partitions::PartitionsJob;
+use super::refresh::RefreshJob;
 use super::restore_check::RestoreCheckJob;
 use super::retention::{RetentionJob, RetentionSettings};
 use super::rollup::RollupJob;
@@ -60,6 +61,7 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
             Arc::new(TransitionJob::new(settings.clone()).with_throttle(surroundings.throttle.clone()))
         }
         KindSettings::Rollup(rollup) => Arc::new(RollupJob::new(rollup.clone())),
+        KindSettings::Refresh(views) => Arc::new(RefreshJob::new(views.clone())),
         KindSettings::Backup(settings) => Arc::new(backup(settings, surroundings)),
         KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),

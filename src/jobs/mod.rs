@@ -4,6 +4,7 @@ pub mod backup;
 pub mod build;
 pub mod erasure;
 pub mod partitions;
+pub mod refresh;
 pub mod restore_check;
 pub mod retention;
 pub mod rollup;
@@ -19,6 +20,7 @@ use self::transition::TransitionSettings;
 use crate::erasure::rule::Rule;
 use crate::job::Kind;
 use crate::rollup::Rollup;
+use crate::rollup::views::Views;
 use crate::values::{Name, fingerprint};
 
 /// A job's kind with its settings: `[jobs.NAME] KIND = { … }`.
@@ -31,6 +33,8 @@ pub enum KindSettings {
     Transition(TransitionSettings),
     /// `rollup = { … }`
     Rollup(Rollup),
+    /// `refresh = { … }`
+    Refresh(Views),
     /// `backup = { … }`
     Backup(BackupSettings),
     /// `erasure = { … }`
@@ -49,6 +53,7 @@ impl KindSettings {
             Self::Retention(_) => Kind::Retention,
             Self::Transition(_) => Kind::Transition,
             Self::Rollup(_) => Kind::Rollup,
+            Self::Refresh(_) => Kind::Refresh,
             Self::Backup(_) => Kind::Backup,
             Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
@@ -61,7 +66,9 @@ impl KindSettings {
     pub fn stores(&self) -> Vec<(&'static str, &Name)> {
         match self {
             Self::Retention(settings) => settings.stores(),
-            Self::Transition(_) | Self::Erasure(_) | Self::Rollup(_) | Self::Partitions(_) => Vec::new(),
+            Self::Transition(_) | Self::Erasure(_) | Self::Rollup(_) | Self::Refresh(_) | Self::Partitions(_) => {
+                Vec::new()
+            }
             Self::Backup(settings) => vec![("store", &settings.store)],
             Self::RestoreCheck(settings) => vec![("backup", &settings.store)],
         }

@@ -23,6 +23,7 @@ pub mod spec;
 mod statement;
 mod target;
 pub mod triggers;
+pub mod views;
 mod work;
 
 pub use plan::{grants, plan};

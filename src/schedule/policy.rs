@@ -59,7 +59,7 @@ pub fn priority(kind: Kind) -> u8 {
     match kind {
         Kind::Erasure => 0,
         Kind::Backup | Kind::Partitions => 1,
-        Kind::Rollup => 2,
+        Kind::Rollup | Kind::Refresh => 2,
         Kind::Retention => 3,
         Kind::Transition => 4,
         Kind::RestoreCheck => 5,

@@ -275,7 +275,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, backup, partitions and restore_check",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, partitions and restore_check",
         ]
     );
 }
@@ -306,14 +306,29 @@ fn mistakes_in_the_syntax_do_not_hide_the_others() {
 
 #[test]
 fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
-    for (job, part) in [
-        ("refresh = {}", "`jobs.j.refresh` is not available in this version"),
+    assert_one(
+        "backup = { store = \"s\", bandwidth = \"1\" }",
+        "",
+        "`jobs.j.backup.bandwidth` is not available",
+    );
+}
+
+#[test]
+fn views_to_refresh_are_named_once_and_concurrently_is_yes_or_no() {
+    for (refresh, part) in [
+        ("{}", "the key `views` of `jobs.j.refresh` is missing"),
+        ("{ views = [] }", "names no view"),
+        ("{ views = [\"days\", \"days\"] }", "`days` is named twice"),
         (
-            "backup = { store = \"s\", bandwidth = \"1\" }",
-            "`jobs.j.backup.bandwidth` is not available",
+            "{ views = [\"days\"], concurrently = \"yes\" }",
+            "must be a boolean, not a string",
+        ),
+        (
+            "{ views = [\"days\"], concurently = true }",
+            "did you mean `concurrently`?",
         ),
     ] {
-        assert_one(job, "", part);
+        assert_one(&format!("refresh = {refresh}"), "", part);
     }
 }
 

@@ -26,6 +26,7 @@ mod erasure_proof;
 mod failover;
 mod faults;
 mod partitions;
+mod refresh;
 mod regressions;
 mod restore;
 mod restore_check;
