@@ -3,8 +3,10 @@
 mod calendar;
 mod exact;
 mod gates;
+mod query;
 mod reference;
 mod refusals;
+mod stress;
 
 use pgreeve::job::{Job, JobReport, Outcome};
 use pgreeve::jobs::rollup::RollupJob;
