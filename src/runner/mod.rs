@@ -26,6 +26,7 @@ pub use request::{RunRequest, RunnableJob, SameJob, Sharing, Site};
 use self::tried::Tried;
 use crate::audit::{AuditLog, Entry, RecordKind};
 use crate::job::Outcome;
+use crate::ledger::lag;
 use crate::ledger::runs::{RunEnd, RunRecord};
 pub use crate::stops::Stops;
 use crate::telemetry;
@@ -103,6 +104,12 @@ impl Runner {
         let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let (end, record) = self.close_ledger(request, tried).await;
         telemetry::metrics::run_ended(request.job.name.as_str(), end.outcome, started.elapsed(), &end.report);
+        let looked = Timestamp::now()
+            .checked_sub(started.elapsed())
+            .unwrap_or(Timestamp::MIN);
+        if let Some(until) = lag::kept_within_until(&end.report, looked) {
+            telemetry::metrics::kept_within(request.job.name.as_str(), until);
+        }
         let outcome = end.outcome.as_str();
         let reason = end.reason.as_deref();
         if end.outcome == Outcome::Succeeded {

@@ -19,6 +19,7 @@ const RUNNING: &str = "pgreeve_job_running";
 const START_DELAY: &str = "pgreeve_start_delay_seconds";
 const ROWS: &str = "pgreeve_rows_changed_total";
 const ROWS_LEFT: &str = "pgreeve_rows_past_limit";
+const KEPT_WITHIN: &str = "pgreeve_kept_within_until_timestamp_seconds";
 const BACKUP_BYTES: &str = "pgreeve_backup_bytes";
 const ERASURES_OPEN: &str = "pgreeve_erasure_requests_open";
 const ERASURES_OVERDUE: &str = "pgreeve_erasure_requests_overdue";
@@ -57,6 +58,10 @@ pub fn start() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!(
         ROWS_LEFT,
         "Rows that the job's last run found still due; counted up to 10001."
+    );
+    describe_gauge!(
+        KEPT_WITHIN,
+        "From when on the job's table may hold rows past their period; its age is the over-retention: alert on that."
     );
     describe_gauge!(BACKUP_BYTES, "The stored size of the job's last backup.");
     describe_gauge!(ERASURES_OPEN, "Requests for erasure that the job's last run left open.");
@@ -144,6 +149,11 @@ pub fn run_ended(job: &str, outcome: Outcome, took: Duration, report: &serde_jso
     {
         gauge!(BACKUP_BYTES, "job" => job.to_owned()).set(bytes);
     }
+}
+
+/// From this instant on the job's table may hold rows past their period.
+pub fn kept_within(job: &str, until: Timestamp) {
+    gauge!(KEPT_WITHIN, "job" => job.to_owned()).set(seconds(until));
 }
 
 /// How the requests of an erasure stand after a run; nothing for any other kind.

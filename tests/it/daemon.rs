@@ -519,6 +519,11 @@ async fn metrics_health_and_the_status_page_answer_over_http() {
     })
     .await;
     let metrics = http_get(address, "/metrics");
+    let kept = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("pgreeve_kept_within_until_timestamp_seconds{job=\"purge\"} "));
+    let age = jiff::Timestamp::now().as_second() - kept.unwrap().parse::<f64>().unwrap() as i64;
+    assert!((0..60).contains(&age), "nothing was left, a moment ago: {age}");
     for line in [
         "pgreeve_rows_changed_total{job=\"purge\"} 900",
         "pgreeve_rows_past_limit{job=\"purge\"} 0",
