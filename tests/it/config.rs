@@ -314,6 +314,53 @@ fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
 }
 
 #[test]
+fn what_makes_no_rollup_is_named_with_its_remedy() {
+    let rollup = |changes: &str| {
+        let mut keys: Vec<(&str, &str)> = vec![
+            ("source", "\"events\""),
+            ("time_column", "\"created_at\""),
+            ("bucket", "\"1h\""),
+            ("target", "\"hours\""),
+            ("measures", "{ events = \"count(*)\" }"),
+        ];
+        keys.retain(|(key, _)| !changes.starts_with(&format!("{key} ")));
+        let keys: Vec<String> = keys.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        format!("rollup = {{ {}, {changes} }}", keys.join(", "))
+    };
+    for (changes, part) in [
+        (
+            "bucket = \"7m\"",
+            "7 minutes do not divide an hour evenly | write minutes that divide an hour",
+        ),
+        ("bucket = \"2d\"", "divides neither a week nor a month evenly"),
+        ("timezone = \"Europe/Nowhere\"", "Europe/Nowhere"),
+        ("measures = {}", "names no measure | write at least one"),
+        ("measures = { events = \"count(*\" }", "is never closed"),
+        (
+            "measures = { bucket = \"count(*)\" }",
+            "the column `bucket` would be there twice",
+        ),
+        ("mode = \"exactly\"", "did you mean `exact`?"),
+        ("lateness = \"1mo\"", "whose length depends on the date"),
+        ("key = [\"x\"]", "unknown key `jobs.j.rollup.key`"),
+    ] {
+        assert_one(&rollup(changes), "", part);
+    }
+    let query = "rollup = { target = \"t\", bucket = \"1d\", ";
+    for (rest, part) in [
+        ("query = \"DELETE FROM users\", key = [\"id\"] }", "is not a SELECT"),
+        ("query = \"SELECT 1\", key = [] }", "names no key"),
+        ("query = \"SELECT 1\" }", "the key `key` of `jobs.j.rollup` is missing"),
+        (
+            "query = \"SELECT 1\", key = [\"id\"], source = \"events\" }",
+            "does not go with a `query`",
+        ),
+    ] {
+        assert_one(&format!("{query}{rest}"), "", part);
+    }
+}
+
+#[test]
 fn views_to_refresh_are_named_once_and_concurrently_is_yes_or_no() {
     for (refresh, part) in [
         ("{}", "the key `views` of `jobs.j.refresh` is missing"),

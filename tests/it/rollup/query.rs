@@ -280,3 +280,20 @@ async fn a_query_that_does_not_fit_its_table_is_refused_by_name() {
     let error = refusal(&database, &RollupJob::new(missing), &Setup::default()).await;
     assert!(error.cause.contains("there is no such table") && error.remedy.unwrap().contains("make the table"));
 }
+
+#[tokio::test]
+async fn the_example_of_a_prisma_application_keeps_its_figures() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cleack-prisma.toml");
+    let (config, _) = pgreeve::config::Config::load(&file).unwrap();
+    let pgreeve::jobs::KindSettings::Rollup(rollup) = &config.jobs[&"daily-metrics".parse().unwrap()].kind else {
+        panic!("a rollup")
+    };
+    let database = cleack().await;
+    initialise(&database, rollup).await;
+    for _ in 0..2 {
+        assert_eq!(task(&database, rollup, days()).await.outcome, Outcome::Succeeded);
+        for name in ["daily_draws", "user_signups", "error_rate"] {
+            assert_eq!(found(&database, name).await, expected(&database, name).await, "{name}");
+        }
+    }
+}
