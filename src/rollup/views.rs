@@ -5,7 +5,10 @@
 //! outlives its source.
 
 mod check;
+mod manner;
 mod order;
+mod reads;
+mod rights;
 mod run;
 
 use futures::future::BoxFuture;

@@ -23,7 +23,7 @@ const BACKUP_TIME: Duration = Duration::from_mins(5);
 /// What became of one view.
 enum Fate {
     Refreshed(Done),
-    /// It is as it was, because of this; whether another session was in the way.
+    /// It is as it was, because of this.
     Left(String),
 }
 
