@@ -1,5 +1,6 @@
 //! Rollups on real tables.
 
+mod again;
 mod calendar;
 mod exact;
 mod gates;

@@ -7,6 +7,7 @@ use pgreeve::rollup::spec::Source;
 
 use super::{by_minute, events, initialise, with};
 use crate::support::context::{Setup, refusal};
+use crate::support::process::Host;
 use crate::support::{Database, cluster};
 
 /// What makes a rollup wrong.
@@ -126,4 +127,56 @@ async fn a_role_that_cannot_see_transactions_is_refused_with_the_grant() {
     };
     let error = refusal(&database, &RollupJob::new(by_minute()), &setup).await;
     assert_eq!(error.remedy.unwrap(), format!("GRANT pg_read_all_stats TO \"{role}\""));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_where_it_stands_in_the_file() {
+    let good = [
+        ("source", "\"events\""),
+        ("time_column", "\"created_at\""),
+        ("bucket", "\"1h\""),
+        ("target", "\"event_hours\""),
+        ("measures", "{ events = \"count(*)\" }"),
+    ];
+    for (key, value, message) in [
+        ("bucket", "\"7m\"", "7 minutes do not divide an hour evenly"),
+        ("bucket", "\"5h\"", "5 hours do not divide a day evenly"),
+        ("bucket", "\"2w\"", "`2w` divides neither a week nor a month evenly"),
+        (
+            "timezone",
+            "\"Europe/Pariss\"",
+            "`Europe/Pariss` is not a time zone of this system",
+        ),
+        ("measures", "{}", "names no measure"),
+        ("measures", "{ events = \"count(*\" }", "a `(` is never closed"),
+        (
+            "measures",
+            "{ events = \"count(*), 1\" }",
+            "makes a list, not one measure",
+        ),
+        (
+            "measures",
+            "{ a = \"avg(x)\", a_sum = \"sum(x)\" }",
+            "`a_sum` would be there twice",
+        ),
+        ("measures", "{ bucket = \"count(*)\" }", "`bucket` would be there twice"),
+        ("mode", "\"exactly\"", "did you mean `exact`?"),
+        (
+            "lateness",
+            "\"2y\"",
+            "has months or years, whose length depends on the date",
+        ),
+        ("query", "\"SELECT 1\"", "does not go with a `query`"),
+    ] {
+        let mut keys: Vec<(&str, &str)> = good.to_vec();
+        keys.retain(|(good, _)| *good != key);
+        keys.push((key, value));
+        let keys: Vec<String> = keys.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        let host = Host::new(&format!(
+            "[databases.app]\nurl = \"postgresql://u@localhost/app\"\n[jobs.hours]\nschedule = \"@hourly\"\n[jobs.hours.rollup]\n{}\n",
+            keys.join("\n")
+        ));
+        let found = host.run(&["check"]).expect_code(78).stderr;
+        assert!(found.contains(message), "{key} = {value}: {found}");
+    }
 }
