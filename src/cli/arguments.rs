@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 
 use super::erasure::ErasureVerb;
-use super::{hold, rollup, why};
+use super::{hold, report, rollup, why};
 use crate::job::{Outcome, Trigger};
 use crate::values::{JobName, Period, RunId, ValueError};
 
@@ -96,7 +96,7 @@ pub(super) enum Verb {
     /// Backups: list, verify, restore and prune them.
     #[command(subcommand)]
     Backup(BackupVerb),
-    /// The audit log: verify it.
+    /// The audit log: verify it, report from it.
     #[command(subcommand)]
     Audit(AuditVerb),
     /// Look at the ground: host, programs, servers, and the rights of each role; changes nothing.
@@ -282,6 +282,8 @@ pub(super) enum AuditVerb {
         #[arg(long, value_name = "FILE")]
         public_key: Option<PathBuf>,
     },
+    /// Account for a stretch of time: what was due, done, not done and why, and whether the record is sound.
+    Report(report::ReportArguments),
 }
 
 fn parse_trigger(text: &str) -> Result<Trigger, String> {

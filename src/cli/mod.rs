@@ -19,6 +19,7 @@ mod prove;
 mod prune;
 mod record;
 mod replay;
+mod report;
 mod rollup;
 mod run;
 mod shell;
@@ -137,6 +138,7 @@ async fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Man { dir } => shell::man(dir.as_deref()),
         Verb::Backup(BackupVerb::Restore(arguments)) => backup::restore(&load(file)?, &arguments, json).await,
         Verb::Audit(AuditVerb::Verify { dir, public_key }) => audit::verify(file, dir, public_key.as_deref(), json),
+        Verb::Audit(AuditVerb::Report(arguments)) => report::report(&load(file)?, &arguments, json).await,
         #[cfg(feature = "demo")]
         Verb::Demo { events } => demo::demo(events).await,
     }

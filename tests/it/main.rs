@@ -28,6 +28,7 @@ mod faults;
 mod partitions;
 mod refresh;
 mod regressions;
+mod report;
 mod restore;
 mod restore_check;
 mod retention;
