@@ -235,6 +235,21 @@ producer! {
     a_pg_dump_whose_archive_is_of_an_unknown_version: "$REAL \"$@\" | { head -c 6; head -c 1 >/dev/null; printf '\\143'; cat; }" => End::Made, "";
 }
 
+/// The dump ends while the store's answer to "begin an upload" is still on its way.
+#[tokio::test]
+async fn an_upload_that_is_begun_while_the_dump_fails_is_not_left_open() {
+    let directory = TempDir::new().unwrap();
+    let mut stand = Stand::new().await;
+    stand.bench = stand
+        .bench
+        .with_pg_dump(&directory, "$REAL \"$@\" | head -c 6000000; kill -KILL $$");
+    stand.proxy.fault(1, Fault::SlowAnswer(400), |call| {
+        call.method == "POST" && !call.is_complete() && is_data(call)
+    });
+    let said = stand.ends(End::Failed).await.unwrap().to_string();
+    assert!(said.contains("stage dump"), "{said}");
+}
+
 #[tokio::test]
 async fn more_parts_than_s3_takes_go_on_in_a_second_object_and_are_read_as_one() {
     let store = MemoryStore::default();

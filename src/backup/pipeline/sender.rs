@@ -7,6 +7,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::bytes::Bytes;
 
 use super::part_writer::Ready;
@@ -109,6 +110,9 @@ pub(super) struct Sender {
     verdict: Verdict,
     uploads: BTreeMap<u32, Sending>,
     whole: Option<(ObjectKey, Bytes, Measure)>,
+    /// An upload that the store has been asked for and has not named yet: it may exist already, so
+    /// nobody may walk away from it.
+    starting: Option<JoinHandle<Result<Arc<dyn Upload>, StoreError>>>,
     in_flight: FuturesUnordered<BoxFuture<'static, Result<(u32, Part), StoreError>>>,
 }
 
@@ -126,6 +130,7 @@ impl Sender {
             verdict,
             uploads: BTreeMap::new(),
             whole: None,
+            starting: None,
             in_flight: FuturesUnordered::new(),
         }
     }
@@ -146,6 +151,11 @@ impl Sender {
         }
         // No part may arrive after its upload is aborted.
         self.in_flight.clear();
+        if let Some(starting) = self.starting.take()
+            && let Ok(Ok(upload)) = starting.await
+        {
+            abort(upload.as_ref()).await;
+        }
         for sending in self.uploads.into_values() {
             abort(sending.upload.as_ref()).await;
         }
@@ -179,8 +189,7 @@ impl Sender {
             return Ok(());
         }
         if !self.uploads.contains_key(&cut.segment) {
-            let content_type = self.job.form.content_type();
-            let upload = self.job.store.start_upload(&key, content_type).await?;
+            let upload = self.start(key.clone()).await?;
             let sending = Sending {
                 key,
                 upload,
@@ -199,6 +208,15 @@ impl Sender {
             }));
         }
         Ok(())
+    }
+
+    /// Begins an upload, in a task of its own that outlives this future.
+    async fn start(&mut self, key: ObjectKey) -> Result<Arc<dyn Upload>, StoreError> {
+        let (store, content_type) = (Arc::clone(&self.job.store), self.job.form.content_type());
+        let task = tokio::spawn(async move { store.start_upload(&key, content_type).await });
+        let started = self.starting.insert(task).await;
+        self.starting = None;
+        started.unwrap_or_else(|error| Err(StoreError::permanent("start an upload", error.to_string())))
     }
 
     /// Whether the last part came: every segment that was begun is measured.
