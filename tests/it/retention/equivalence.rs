@@ -363,7 +363,10 @@ async fn meet(database: &Database, job: &RetentionJob, trouble: Trouble) {
             let report = run(job, &mut context).await.unwrap();
             let locked = report.body["locked"].as_u64().unwrap();
             let remaining = report.body["remaining"].as_u64().unwrap();
-            assert_eq!(report.outcome == Outcome::Succeeded, remaining == 0, "{report:?}");
+            // Who holds rows of a partition keeps it from being dropped, also when nothing due is in it.
+            let deferred = report.body["partitions"]["deferred"].as_array();
+            let all_gone = remaining == 0 && deferred.is_none_or(Vec::is_empty);
+            assert_eq!(report.outcome == Outcome::Succeeded, all_gone, "{report:?}");
             assert!(locked >= remaining.min(1) && locked <= held.len() as u64, "{report:?}");
             holding.rollback().await.unwrap();
             let there: i64 = sqlx::query_scalar("SELECT count(*) FROM events WHERE id = ANY($1)")
