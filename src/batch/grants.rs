@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
+use super::partitions::PartitionMode;
 use super::preflight::{self, reading};
 use super::rule::{Change, Rule};
 use crate::job::JobError;
@@ -11,11 +12,17 @@ use crate::postgres::catalog::leaves;
 use crate::postgres::grant::Grant;
 use crate::postgres::quote::{identifier, qualified};
 
-/// What the session's role needs on the rule's table and on each table that holds its rows.
+/// What the session's role needs on the rule's table and on each table that holds its rows: of whole
+/// partitions that are dropped or detached, to own them. Where nothing is said about partitions, rows
+/// are deleted without that, so it is not asked for.
 ///
 /// # Errors
 /// Refused when there is no such table.
-pub async fn grants(connection: &mut PgConnection, rule: &Rule) -> Result<Vec<Grant>, JobError> {
+pub async fn grants(
+    connection: &mut PgConnection,
+    rule: &Rule,
+    partitions: Option<PartitionMode>,
+) -> Result<Vec<Grant>, JobError> {
     let relation = preflight::table(connection, rule).await?;
     let read = reading(&relation.display());
     let mut tables = vec![relation.clone()];
@@ -58,6 +65,14 @@ pub async fn grants(connection: &mut PgConnection, rule: &Rule) -> Result<Vec<Gr
             let statement = format!("GRANT {word} ON {} TO {grantee}", qualified(&table.schema, &table.name));
             grants.push(Grant::new(statement, held(word)));
         }
+    }
+    if matches!(partitions, Some(PartitionMode::Drop | PartitionMode::Detach)) {
+        let owners = access::owners(connection, relation.oid).await.map_err(&read)?;
+        grants.extend(
+            owners
+                .into_iter()
+                .map(|(owner, owned)| Grant::new(format!("GRANT {} TO {grantee}", identifier(&owner)), owned)),
+        );
     }
     if secured {
         let hidden = access.iter().any(|access| access.rows_hidden);

@@ -197,7 +197,11 @@ impl Job for RetentionJob {
     }
 
     fn grants<'a>(&'a self, connection: &'a mut PgConnection) -> BoxFuture<'a, Result<Option<Vec<Grant>>, JobError>> {
-        Box::pin(async move { batch::grants(connection, &self.rule()).await.map(Some) })
+        Box::pin(async move {
+            batch::grants(connection, &self.rule(), self.settings.partitions)
+                .await
+                .map(Some)
+        })
     }
 
     fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {

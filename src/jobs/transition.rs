@@ -104,7 +104,7 @@ impl Job for TransitionJob {
     }
 
     fn grants<'a>(&'a self, connection: &'a mut PgConnection) -> BoxFuture<'a, Result<Option<Vec<Grant>>, JobError>> {
-        Box::pin(async move { batch::grants(connection, &self.rule()).await.map(Some) })
+        Box::pin(async move { batch::grants(connection, &self.rule(), None).await.map(Some) })
     }
 
     fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {

@@ -35,6 +35,18 @@ pub async fn current_role(connection: &mut PgConnection) -> Result<String, Datab
         .await?)
 }
 
+/// Who owns a partitioned table and its partitions, and whether the session's role acts for them; nobody
+/// for a table that is not divided.
+pub async fn owners(connection: &mut PgConnection, table: Oid) -> Result<Vec<(String, bool)>, DatabaseError> {
+    Ok(sqlx::query_as(
+        "SELECT DISTINCT pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE')
+         FROM pg_catalog.pg_partition_tree($1) t JOIN pg_catalog.pg_class c ON c.oid = t.relid ORDER BY 1",
+    )
+    .bind(table)
+    .fetch_all(connection)
+    .await?)
+}
+
 /// Whether any of some tables has row security, whoever it filters.
 pub async fn with_row_security(connection: &mut PgConnection, tables: &[Oid]) -> Result<bool, DatabaseError> {
     Ok(

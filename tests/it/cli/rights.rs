@@ -179,3 +179,43 @@ async fn a_transition_is_told_the_columns_it_must_be_allowed_to_change() {
     host.run(&["doctor"]).expect_code(0);
     host.run(&["check", "--connect"]).expect_code(0);
 }
+
+#[tokio::test]
+async fn to_drop_partitions_their_owner_is_asked_for_and_only_where_they_are_to_be_dropped() {
+    let database = Database::create().await;
+    let role = role(&database).await;
+    let owner = format!("owner_{}", database.name);
+    database
+        .execute(&format!(
+            "CREATE ROLE {owner};
+             CREATE TABLE visits (at timestamptz NOT NULL) PARTITION BY RANGE (at);
+             CREATE TABLE visits_old PARTITION OF visits FOR VALUES FROM ('2020-01-01') TO ('2020-02-01');
+             CREATE TABLE visits_new PARTITION OF visits FOR VALUES FROM ('2020-02-01') TO ('2120-01-01');
+             ALTER TABLE visits OWNER TO {owner}; ALTER TABLE visits_old OWNER TO {owner}; ALTER TABLE visits_new OWNER TO {owner};
+             INSERT INTO visits VALUES ('2020-01-10'), (now())"
+        ))
+        .await;
+    let config = |partitions: &str| {
+        format!(
+            "[jobs.purge]\nschedule = \"* * * * *\"\napproval = \"none\"\n\
+             retention = {{ table = \"visits\", age_column = \"at\", keep = \"90d\", max_fraction = 1.0{partitions} }}\n"
+        )
+    };
+    let database_section = as_role(&database, &role).await;
+    let host = Host::new(&format!("{database_section}{}", config("")));
+    let membership = format!("GRANT \"{owner}\" TO");
+    let script = host.run(&["doctor", "--grants"]).expect_code(3).stdout;
+    assert!(!script.contains(&membership), "{script}");
+    host.configure(&format!("{database_section}{}", config(", partitions = \"drop\"")));
+    let script = host.run(&["doctor", "--grants"]).expect_code(3).stdout;
+    assert!(script.contains(&membership), "{script}");
+    database.execute(&script).await;
+    host.run(&["doctor", "--grants"]).expect_code(0);
+    host.run(&["run", "purge"]).expect_code(0);
+    assert_eq!(
+        database
+            .value::<String>("SELECT string_agg(relid::text, ' ') FROM pg_partition_tree('visits') WHERE isleaf")
+            .await,
+        "visits_new"
+    );
+}
