@@ -19,8 +19,9 @@ use super::partitions::{self, Gone, Removal, Whole};
 use super::preflight::{self, Target};
 use super::report::Report;
 use super::rule::{Change, Rule};
+use super::signals::{Sampler, Signal, State};
 use super::statement::{Input, Statements};
-use super::throttle::Yielding;
+use super::throttle::{Throttle, Yielding};
 use super::{driver, exemption, states, verify};
 use crate::backup::sweep::store_error;
 use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
@@ -54,11 +55,24 @@ pub async fn plan_beside(rule: Rule, beside: Beside, context: &mut JobContext) -
         .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await
         .map_err(|error| JobError::database(operation(), &error.into()))?;
-    let result = draw_up(&mut reading, &rule, beside, &context.job, deadline).await;
+    let result = match leave_room(&mut reading, &rule.throttle).await {
+        Ok(()) => draw_up(&mut reading, &rule, beside, &context.job, deadline).await,
+        Err(error) => Err(JobError::database(operation(), &error)),
+    };
     if let Err(error) = reading.rollback().await {
         tracing::debug!(error = %DatabaseError::from(error), "the plan's transaction did not end in good order");
     }
     Ok(Box::new(result?))
+}
+
+/// Counts with one process while other sessions work.
+async fn leave_room(reading: &mut PgConnection, throttle: &Throttle) -> Result<(), DatabaseError> {
+    // Of no table: what works on it is looked at before each batch.
+    let signals = Sampler::default().read(reading, throttle, Oid(0)).await?;
+    if signals.get(&Signal::Activity) == Some(&State::Hold) {
+        verify::alone(reading).await?;
+    }
+    Ok(())
 }
 
 async fn draw_up(

@@ -129,7 +129,8 @@ type SampleRow = (
 const OWN_TRANSACTIONS: i64 = 20;
 
 impl Sampler {
-    /// Reads the signals, outside of any transaction.
+    /// Reads the signals; again only outside of the transaction of the time before, which shows what it
+    /// has seen.
     pub(super) async fn read(
         &mut self,
         connection: &mut PgConnection,

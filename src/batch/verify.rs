@@ -89,11 +89,17 @@ async fn count(
 
 /// The planner expects rows that are gone, so it would see no use for more than one process.
 async fn share_out(reading: &mut PgConnection, beside_others: bool) -> Result<(), DatabaseError> {
-    let sql = if beside_others {
-        "SELECT set_config('max_parallel_workers_per_gather', '0', true)"
-    } else {
-        "SELECT set_config('parallel_setup_cost', '0', true), set_config('parallel_tuple_cost', '0', true)"
-    };
+    if beside_others {
+        return alone(reading).await;
+    }
+    let sql = "SELECT set_config('parallel_setup_cost', '0', true), set_config('parallel_tuple_cost', '0', true)";
+    sqlx::query(sql).execute(reading).await?;
+    Ok(())
+}
+
+/// Has the rest of a transaction read with one process, which leaves the other processors to others.
+pub(super) async fn alone(reading: &mut PgConnection) -> Result<(), DatabaseError> {
+    let sql = "SELECT set_config('max_parallel_workers_per_gather', '0', true)";
     sqlx::query(sql).execute(reading).await?;
     Ok(())
 }
