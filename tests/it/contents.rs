@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::backups::{Bench, executable};
 use crate::support::cluster;
 use crate::support::memory_store::MemoryStore;
+use crate::support::process::until;
 
 struct Made {
     bench: Bench,
@@ -496,6 +497,13 @@ async fn a_dump_from_a_standby_holds_all_that_was_committed_before() {
         .execute(&mut connection)
         .await
         .unwrap();
+    // What a preflight says of the standby, it says of what has been replayed by then.
+    let mut replica = standby.target("postgres").connect("test").await.unwrap();
+    until("the standby has the tables", async || {
+        let there = sqlx::query_scalar("SELECT to_regclass('public.u') IS NOT NULL");
+        there.fetch_one(&mut replica).await.unwrap()
+    })
+    .await;
     bench.job.settings.standby = Some(standby.target("postgres"));
     for rows in [30_000, 60_000] {
         let report = bench.run_as(&primary.target("postgres")).await.unwrap();
