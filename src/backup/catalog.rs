@@ -133,7 +133,7 @@ fn entry(manifest: Manifest, objects: &[ObjectInfo]) -> Entry {
         .iter()
         .filter_map(|object| {
             let time = object.key.as_str().strip_prefix(&start)?.strip_suffix(".json")?;
-            jiff::fmt::strtime::parse(VERIFIED_TIME, time).ok()?.to_timestamp().ok()
+            evidence_instant(time)
         })
         .max();
     Entry {
@@ -149,13 +149,41 @@ fn entry(manifest: Manifest, objects: &[ObjectInfo]) -> Entry {
 }
 
 const VERIFIED: &str = "verify";
-const VERIFIED_TIME: &str = "%Y%m%dT%H%M%S%z";
+/// As it is read: keys written before they held microseconds are known, too.
+const VERIFIED_TIME: &str = "%Y%m%dT%H%M%S%.f%z";
 
 /// The key of the evidence that a backup was proved at an instant.
+///
+/// It holds microseconds: evidence is never replaced, and a small backup can be proved twice
+/// within a second.
 ///
 /// # Errors
 /// Never for a manifest that was read from a store.
 pub fn evidence_key(manifest: &Manifest, at: Timestamp) -> Result<ObjectKey, StoreError> {
-    let time = at.strftime("%Y%m%dT%H%M%S+0000");
-    ObjectKey::new(format!("{}/{VERIFIED}-{time}.json", manifest.prefix()))
+    ObjectKey::new(format!("{}/{VERIFIED}-{}.json", manifest.prefix(), evidence_time(at)))
+}
+
+fn evidence_time(at: Timestamp) -> String {
+    at.strftime("%Y%m%dT%H%M%S.%6f+0000").to_string()
+}
+
+fn evidence_instant(time: &str) -> Option<Timestamp> {
+    let parsed = jiff::fmt::strtime::parse(VERIFIED_TIME, time).ok()?;
+    parsed.to_timestamp().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evidence_of_one_second_has_names_of_its_own_and_older_names_are_read() {
+        let first: Timestamp = "2026-03-08T03:00:00.000001Z".parse().unwrap();
+        let second: Timestamp = "2026-03-08T03:00:00.000002Z".parse().unwrap();
+        assert_ne!(evidence_time(first), evidence_time(second));
+        assert_eq!(evidence_instant(&evidence_time(second)), Some(second));
+        let whole: Timestamp = "2026-03-08T03:00:00Z".parse().unwrap();
+        assert_eq!(evidence_instant("20260308T030000+0000"), Some(whole));
+        assert_eq!(evidence_instant("yesterday"), None);
+    }
 }
