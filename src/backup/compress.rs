@@ -6,8 +6,6 @@ use std::fmt;
 use std::io::{self, Write};
 use std::str::FromStr;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 
 use self::members::Members;
@@ -106,27 +104,27 @@ impl Packing {
 
 /// Packs what is written to it and writes that on.
 pub enum Encoder<W: Write> {
-    /// One gzip member.
-    Gzip(Box<GzEncoder<W>>),
     /// One zstd frame.
     Zstd(Box<zstd::Encoder<'static, W>>),
-    /// Members or frames of equal input, packed by several threads.
+    /// Members or frames of equal input.
     Members(Members<W>),
     /// Nothing to do.
     None(W),
 }
 
 impl<W: Write> Encoder<W> {
-    /// An encoder before the first byte. With more than one thread the output is a sequence of
-    /// members (gzip) or frames (zstd), which every unpacker reads as one stream.
+    /// An encoder before the first byte. The output is a sequence of members (gzip), or with more than
+    /// one thread of frames (zstd), which every unpacker reads as one stream. gzip is packed whole
+    /// members at a time because that is faster than any stream: libdeflate does at level 4 what gzip
+    /// does at 6, in less than a third of the time.
     ///
     /// # Errors
     /// When a thread cannot be started, or memory is short.
     pub fn new(packing: Packing, threads: u32, output: W) -> io::Result<Self> {
         Ok(match packing {
             Packing::None => Self::None(output),
+            Packing::Gzip(_) => Self::Members(Members::new(packing, threads, output)?),
             _ if threads > 1 => Self::Members(Members::new(packing, threads, output)?),
-            Packing::Gzip(level) => Self::Gzip(Box::new(GzEncoder::new(output, gzip_level(level)))),
             Packing::Zstd(level) => {
                 let mut encoder = zstd::Encoder::new(output, level)?;
                 encoder.include_checksum(true)?;
@@ -139,7 +137,6 @@ impl<W: Write> Encoder<W> {
     #[must_use]
     pub fn get_ref(&self) -> &W {
         match self {
-            Self::Gzip(encoder) => encoder.get_ref(),
             Self::Zstd(encoder) => encoder.get_ref(),
             Self::Members(members) => members.get_ref(),
             Self::None(output) => output,
@@ -152,7 +149,6 @@ impl<W: Write> Encoder<W> {
     /// When the encoder or the output fails.
     pub fn finish(self) -> io::Result<W> {
         match self {
-            Self::Gzip(encoder) => encoder.finish(),
             Self::Zstd(encoder) => encoder.finish(),
             Self::Members(members) => members.finish(),
             Self::None(output) => Ok(output),
@@ -163,7 +159,6 @@ impl<W: Write> Encoder<W> {
 impl<W: Write> Write for Encoder<W> {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Gzip(encoder) => encoder.write(piece),
             Self::Zstd(encoder) => encoder.write(piece),
             Self::Members(members) => members.write(piece),
             Self::None(output) => output.write(piece),
@@ -172,16 +167,11 @@ impl<W: Write> Write for Encoder<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Gzip(encoder) => encoder.flush(),
             Self::Zstd(encoder) => encoder.flush(),
             Self::Members(members) => members.flush(),
             Self::None(output) => output.flush(),
         }
     }
-}
-
-fn gzip_level(level: u32) -> Compression {
-    Compression::new(level.clamp(1, 9))
 }
 
 #[cfg(test)]
@@ -225,11 +215,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn members_of_several_threads_join_to_the_stream_in_its_order(
+        fn members_join_to_the_stream_in_its_order(
             blocks in 0_usize..9,
             rest in 0_usize..3000,
             piece in 1_usize..600_000,
-            threads in 2_u32..5,
+            threads in 1_u32..5,
             gzip in any::<bool>(),
         ) {
             let packing = if gzip { Packing::Gzip(1) } else { Packing::Zstd(1) };

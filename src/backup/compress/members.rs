@@ -1,15 +1,15 @@
-//! Packs equal blocks on several threads, each into a member (gzip) or frame (zstd) of its own, and
-//! writes them in their order.
+//! Packs equal blocks, each into a member (gzip) or frame (zstd) of its own, on one thread or several,
+//! and writes them in their order.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use flate2::write::GzEncoder;
-use zstd::bulk::Compressor;
+use libdeflater::{CompressionLvl, Compressor as Deflate};
+use zstd::bulk::Compressor as Zstd;
 
-use super::{Packing, gzip_level};
+use super::Packing;
 use crate::backup::priority;
 
 /// How much is packed at once: what lies further back cannot be referred to, so a block is many
@@ -21,7 +21,54 @@ pub(super) fn block_bytes(packing: Packing) -> usize {
     }
 }
 
+/// Packs one block at a time; made once, because its tables are larger than a block's result.
+enum Packer {
+    Gzip(Box<Deflate>),
+    Zstd(Zstd<'static>),
+    None,
+}
+
+impl Packer {
+    fn new(packing: Packing) -> io::Result<Self> {
+        Ok(match packing {
+            Packing::Gzip(level) => {
+                let level = i32::try_from(level.clamp(1, 9)).map_err(io::Error::other)?;
+                let level = CompressionLvl::new(level).map_err(|error| io::Error::other(format!("{error:?}")))?;
+                Self::Gzip(Box::new(Deflate::new(level)))
+            }
+            Packing::Zstd(level) => {
+                let mut zstd = Zstd::new(level)?;
+                zstd.include_checksum(true)?;
+                Self::Zstd(zstd)
+            }
+            Packing::None => Self::None,
+        })
+    }
+
+    fn pack(&mut self, block: &mut Block) -> io::Result<()> {
+        let Block { input, packed } = block;
+        match self {
+            Self::Gzip(deflate) => {
+                packed.resize(deflate.gzip_compress_bound(input.len()), 0);
+                let length = deflate.gzip_compress(input, packed).map_err(io::Error::other)?;
+                packed.truncate(length);
+            }
+            Self::Zstd(zstd) => {
+                packed.clear();
+                packed.reserve(zstd::zstd_safe::compress_bound(input.len()));
+                zstd.compress_to_buffer(input.as_slice(), packed)?;
+            }
+            Self::None => {
+                packed.clear();
+                packed.extend_from_slice(input);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What goes to a thread and comes back: the block, and room for what it is packed into.
+#[derive(Default)]
 struct Block {
     input: Vec<u8>,
     packed: Vec<u8>,
@@ -37,6 +84,8 @@ struct Worker {
 pub struct Members<W> {
     output: W,
     block_bytes: usize,
+    /// Packs on the writing thread, where no other is wanted.
+    own: Option<Packer>,
     workers: VecDeque<Worker>,
     /// How many blocks are with the threads: the oldest with the first of `workers`.
     dealt: usize,
@@ -47,10 +96,12 @@ pub struct Members<W> {
 
 impl<W: Write> Members<W> {
     pub(super) fn new(packing: Packing, threads: u32, output: W) -> io::Result<Self> {
+        let others = if threads > 1 { threads } else { 0 };
         Ok(Self {
             output,
             block_bytes: block_bytes(packing),
-            workers: (0..threads).map(|_| start(packing)).collect::<io::Result<_>>()?,
+            own: (others == 0).then(|| Packer::new(packing)).transpose()?,
+            workers: (0..others).map(|_| start(packing)).collect::<io::Result<_>>()?,
             dealt: 0,
             filling: Vec::new(),
             spare: Vec::new(),
@@ -60,19 +111,26 @@ impl<W: Write> Members<W> {
 
     /// Gives the filled block to the next thread; takes the oldest back first when all have one.
     fn deal(&mut self) -> io::Result<()> {
+        self.begun = true;
+        if let Some(packer) = &mut self.own {
+            let mut block = self.spare.pop().unwrap_or_default();
+            std::mem::swap(&mut block.input, &mut self.filling);
+            packer.pack(&mut block)?;
+            self.output.write_all(&block.packed)?;
+            std::mem::swap(&mut block.input, &mut self.filling);
+            self.filling.clear();
+            self.spare.push(block);
+            return Ok(());
+        }
         if self.dealt == self.workers.len() {
             self.collect()?;
         }
-        let mut block = self.spare.pop().unwrap_or_else(|| Block {
-            input: Vec::new(),
-            packed: Vec::new(),
-        });
+        let mut block = self.spare.pop().unwrap_or_default();
         std::mem::swap(&mut block.input, &mut self.filling);
         self.filling.clear();
         let worker = self.workers.get(self.dealt).ok_or_else(gone)?;
         worker.blocks.send(block).map_err(|_| gone())?;
         self.dealt += 1;
-        self.begun = true;
         Ok(())
     }
 
@@ -134,41 +192,17 @@ fn gone() -> io::Error {
 fn start(packing: Packing) -> io::Result<Worker> {
     let (blocks, work) = sync_channel::<Block>(1);
     let (done, results) = sync_channel(1);
+    let mut packer = Packer::new(packing)?;
     thread::Builder::new()
         .name("pgreeve-member".to_owned())
         .spawn(move || {
             priority::lower();
-            let mut compressor = None;
             while let Ok(mut block) = work.recv() {
-                let result = pack(packing, &mut compressor, &mut block).map(|()| block);
+                let result = packer.pack(&mut block).map(|()| block);
                 if done.send(result).is_err() {
                     break;
                 }
             }
         })?;
     Ok(Worker { blocks, results })
-}
-
-fn pack(packing: Packing, zstd: &mut Option<Compressor<'static>>, block: &mut Block) -> io::Result<()> {
-    block.packed.clear();
-    match packing {
-        Packing::Gzip(level) => {
-            let mut encoder = GzEncoder::new(std::mem::take(&mut block.packed), gzip_level(level));
-            encoder.write_all(&block.input)?;
-            block.packed = encoder.finish()?;
-        }
-        Packing::Zstd(level) => {
-            let compressor = if let Some(compressor) = zstd {
-                compressor
-            } else {
-                let mut made = Compressor::new(level)?;
-                made.include_checksum(true)?;
-                zstd.insert(made)
-            };
-            block.packed.reserve(zstd::zstd_safe::compress_bound(block.input.len()));
-            compressor.compress_to_buffer(&block.input, &mut block.packed)?;
-        }
-        Packing::None => block.packed.extend_from_slice(&block.input),
-    }
-    Ok(())
 }

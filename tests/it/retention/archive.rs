@@ -54,7 +54,9 @@ pub fn archiving_of(
 
 fn unpack(body: &[u8]) -> String {
     let mut text = String::new();
-    flate2::read::GzDecoder::new(body).read_to_string(&mut text).unwrap();
+    flate2::read::MultiGzDecoder::new(body)
+        .read_to_string(&mut text)
+        .unwrap();
     text
 }
 
