@@ -251,6 +251,7 @@ impl Bench {
         }
         let first = first.unwrap();
         for (packing, threads, parallel) in [
+            (Packing::Gzip(1), 1, 1),
             (Packing::Gzip(4), 1, 1),
             (Packing::Gzip(4), 2, 1),
             (Packing::Gzip(4), 2, 2),

@@ -17,6 +17,7 @@ const SMALL: usize = 1024 * 1024;
 struct Objects {
     /// Size and, of a small object, bytes.
     whole: HashMap<String, (usize, Vec<u8>)>,
+    /// Bytes of each upload that is open, by the path of its object.
     parts: HashMap<String, usize>,
 }
 
@@ -103,6 +104,16 @@ async fn body(
     Ok(kept)
 }
 
+/// The open uploads of a bucket, whose path is `/NAME` or `/NAME/`.
+fn uploads(objects: &Objects, bucket: &str) -> String {
+    let open = objects.parts.keys().filter_map(|path| {
+        let key = path.strip_prefix(bucket)?.trim_start_matches('/');
+        Some(format!("<Upload><Key>{key}</Key><UploadId>one</UploadId></Upload>"))
+    });
+    let open: String = open.collect();
+    format!("<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{open}</ListMultipartUploadsResult>")
+}
+
 fn answer(objects: &mut Objects, method: &str, target: &str, body: (usize, Vec<u8>), exclusive: bool) -> Vec<u8> {
     let (key, query) = target.split_once('?').unwrap_or((target, ""));
     let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
@@ -124,12 +135,18 @@ fn answer(objects: &mut Objects, method: &str, target: &str, body: (usize, Vec<u
             (200, Vec::new(), 0)
         }
         "POST" if has("uploads") => {
+            objects.parts.insert(key.to_owned(), 0);
             xml("<InitiateMultipartUploadResult><UploadId>one</UploadId></InitiateMultipartUploadResult>")
         }
+        "POST" if exclusive && objects.whole.contains_key(key) => (412, Vec::new(), 0),
         "POST" => {
             let size = objects.parts.remove(key).unwrap_or_default();
             objects.whole.insert(key.to_owned(), (size, Vec::new()));
             xml("<CompleteMultipartUploadResult><ETag>\"x\"</ETag></CompleteMultipartUploadResult>")
+        }
+        "DELETE" if has("uploadId") => {
+            objects.parts.remove(key);
+            (204, Vec::new(), 0)
         }
         "DELETE" => {
             objects.whole.remove(key);
@@ -139,9 +156,7 @@ fn answer(objects: &mut Objects, method: &str, target: &str, body: (usize, Vec<u
             Some((size, _)) if method == "HEAD" => (200, Vec::new(), *size),
             Some((_, bytes)) => (200, bytes.clone(), 0),
             None if has("list-type") => xml("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"),
-            None if has("uploads") => {
-                xml("<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>")
-            }
+            None if has("uploads") => xml(&uploads(objects, key)),
             None => (404, Vec::new(), 0),
         },
     };
