@@ -63,6 +63,8 @@ impl Ours {
                 compress: how.packing,
                 threads: how.threads,
                 parallel: how.parallel,
+                bandwidth: None,
+                max_duration: None,
                 encrypt: Vec::new(),
                 keep: None,
             },

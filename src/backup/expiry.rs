@@ -36,6 +36,7 @@ pub fn forecast(
                 id: format!("~{number:05}"),
                 at: day.timestamp(),
                 verified: false,
+                locked_until: None,
             });
         }
         let mut lasting = true;
@@ -74,6 +75,7 @@ mod tests {
             id: id.to_owned(),
             at: at(time),
             verified,
+            locked_until: None,
         }
     }
 

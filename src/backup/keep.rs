@@ -28,6 +28,9 @@ pub struct Policy {
     pub within: Option<Period>,
     /// Never fewer than this many.
     pub min: u32,
+    /// No rule keeps what is older than this; only [`Reason::Newest`], [`Reason::NewestVerified`] and
+    /// [`Reason::Min`] do.
+    pub max_age: Option<Period>,
 }
 
 /// A backup, as far as the planner cares.
@@ -39,6 +42,8 @@ pub struct Dated {
     pub at: Timestamp,
     /// Whether it was proved by restoring it.
     pub verified: bool,
+    /// Until when the store refuses to delete it, if it does.
+    pub locked_until: Option<Timestamp>,
 }
 
 /// Why a backup stays.
@@ -63,6 +68,8 @@ pub enum Reason {
     Within,
     /// Without it there would be too few.
     Min,
+    /// The store does not let go of it yet.
+    Locked,
 }
 
 /// What is to become of a backup.
@@ -117,11 +124,30 @@ impl fmt::Display for Plan {
 pub fn plan(backups: &[Dated], policy: &Policy, now: Timestamp, zone: &TimeZone) -> Plan {
     let mut newest_first = backups.to_vec();
     newest_first.sort_by(|a, b| (b.at, &b.id).cmp(&(a.at, &a.id)));
-    let mut reasons = Reasons(vec![BTreeSet::new(); newest_first.len()]);
+    let mut reasons = by_rules(&newest_first, policy, now, zone);
+    if let Some(max_age) = &policy.max_age {
+        let cutoff = max_age.before(&now.to_zoned(zone.clone()));
+        reasons.forget(newest_first.iter().map(|backup| backup.at < cutoff));
+    }
     reasons.add(0, Reason::Newest);
     if let Some(index) = newest_first.iter().position(|backup| backup.verified) {
         reasons.add(index, Reason::NewestVerified);
     }
+    reasons.fill_up(policy.min as usize);
+    // Last, so that a backup that only waits for its lock to end takes no other's place.
+    for (index, backup) in newest_first.iter().enumerate() {
+        if backup.locked_until.is_some_and(|until| until > now) {
+            reasons.add(index, Reason::Locked);
+        }
+    }
+    Plan {
+        fates: newest_first.into_iter().zip(reasons.into_fates()).collect(),
+    }
+}
+
+/// What the rules alone keep.
+fn by_rules(newest_first: &[Dated], policy: &Policy, now: Timestamp, zone: &TimeZone) -> Reasons {
+    let mut reasons = Reasons(vec![BTreeSet::new(); newest_first.len()]);
     for index in 0..newest_first.len().min(policy.last as usize) {
         reasons.add(index, Reason::Last);
     }
@@ -151,10 +177,7 @@ pub fn plan(backups: &[Dated], policy: &Policy, now: Timestamp, zone: &TimeZone)
             reasons.add(index, Reason::Within);
         }
     }
-    reasons.fill_up(policy.min as usize);
-    Plan {
-        fates: newest_first.into_iter().zip(reasons.into_fates()).collect(),
-    }
+    reasons
 }
 
 /// Names the period of a rule that an instant falls into.
@@ -177,6 +200,13 @@ impl Reasons {
     fn add(&mut self, index: usize, reason: Reason) {
         if let Some(reasons) = self.0.get_mut(index) {
             reasons.insert(reason);
+        }
+    }
+
+    /// Forgets why those are kept that are too old.
+    fn forget(&mut self, too_old: impl Iterator<Item = bool>) {
+        for (reasons, _) in self.0.iter_mut().zip(too_old).filter(|(_, old)| *old) {
+            reasons.clear();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio_util::bytes::Bytes;
@@ -13,7 +14,7 @@ use super::dump;
 use super::form::{Form, Format};
 use super::manifest::{self, Manifest, Object, Role};
 use super::parts::PartSizes;
-use super::pipeline::{self, Moved, PipelineError, Slots, Stage, Streamed};
+use super::pipeline::{self, Moved, Pace, PipelineError, Slots, Stage, Streamed};
 use super::preflight::Ready;
 use super::run::{Erasures, Failure, Setup, application_name};
 use super::slices::{self, Slice};
@@ -52,6 +53,9 @@ impl Making<'_> {
     ) -> Result<(Manifest, Option<String>), Failure> {
         let setup = self.setup;
         let store = setup.store.as_ref();
+        let limit = setup
+            .max_duration
+            .map(|longest| (snapshot.exported_at + longest, longest));
         let mut warnings = self.ready.warnings.clone();
         warnings.extend(self.erasures.warning.clone());
         let globals = if setup.globals {
@@ -63,7 +67,7 @@ impl Making<'_> {
         let slices = slices::divide(snapshot.connection(), setup.parallel, &setup.content.selection)
             .await
             .map_err(|error| PipelineError::stage(Stage::Dump, error.is_transient(), error))?;
-        let mut streams = self.dump(context, &snapshot.id, &slices).await?;
+        let mut streams = self.dump(context, &snapshot.id, &slices, limit).await?;
         let mut manifest = self.manifest(context, &snapshot, &slices, &streams, warnings);
         manifest.objects.extend(globals.ok().flatten());
         // From here on nobody needs the snapshot, and every old row the server keeps is kept for it.
@@ -81,16 +85,19 @@ impl Making<'_> {
         Ok((manifest, warning))
     }
 
-    /// Runs all dumps at the same time. The first that fails stops the others.
+    /// Runs all dumps at the same time. The first that fails stops the others, and so does the end of
+    /// the time for which the snapshot may be held.
     async fn dump(
         &self,
         context: &JobContext,
         snapshot: &str,
         slices: &[Slice],
+        limit: Option<(Instant, Duration)>,
     ) -> Result<Vec<Streamed>, PipelineError> {
         let setup = self.setup;
         let stop = context.stop.child_token();
         let (slots, moved) = (Slots::default(), Moved::new(context.progress.clone()));
+        let pace = setup.bandwidth.map(|rate| Arc::new(Pace::new(rate)));
         let target = source(context, setup);
         let mut running = Vec::new();
         for slice in slices {
@@ -111,6 +118,7 @@ impl Making<'_> {
                 sizes: shared(setup.sizes, slices.len()),
                 whole: slices.len() == 1,
                 slots: slots.clone(),
+                pace: pace.clone(),
                 moved: moved.clone(),
                 stop: stop.clone(),
             };
@@ -124,7 +132,20 @@ impl Making<'_> {
             });
         }
         let (mut streams, mut first) = (Vec::new(), None);
-        for streamed in join_all(running).await {
+        let all = join_all(running);
+        tokio::pin!(all);
+        let ended = tokio::select! {
+            ended = &mut all => ended,
+            longest = over(limit) => {
+                // Only a request to stop that came before it is another cause.
+                if !context.stop.is_cancelled() {
+                    first = Some(too_long(longest));
+                }
+                stop.cancel();
+                all.await
+            }
+        };
+        for streamed in ended {
             match streamed {
                 Ok(streamed) => streams.push(streamed),
                 // One that was stopped follows from the one that failed.
@@ -272,6 +293,32 @@ fn shared(sizes: PartSizes, dumps: usize) -> PartSizes {
     PartSizes {
         part_bytes: (sizes.part_bytes / dumps.max(1)).max(least),
         ..sizes
+    }
+}
+
+/// Ends when the snapshot was held for as long as it may be, which is the answer.
+async fn over(limit: Option<(Instant, Duration)>) -> Duration {
+    match limit {
+        Some((at, longest)) => {
+            tokio::time::sleep_until(at.into()).await;
+            longest
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn too_long(longest: Duration) -> PipelineError {
+    PipelineError::Stage {
+        stage: Stage::Dump,
+        cause: format!(
+            "it held its snapshot for {} s, and `max_duration` allows no more: until then vacuum removes no row that was deleted meanwhile",
+            longest.as_secs()
+        ),
+        remedy: Some(
+            "raise `max_duration`, or make the dump quicker: `parallel`, a lower level of `compress`, no `bandwidth`"
+                .to_owned(),
+        ),
+        transient: false,
     }
 }
 

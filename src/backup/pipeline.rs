@@ -6,6 +6,7 @@
 //! the walker saw a whole archive. A stage that sees its input end without it gives up silently,
 //! because the stage that failed has said why; the first to say so is the cause.
 
+mod pace;
 mod part_writer;
 mod sender;
 mod stages;
@@ -17,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+pub use self::pace::Pace;
 use self::part_writer::PartWriter;
 pub use self::sender::{Open, OpenObject};
 use self::sender::{PARTS_IN_FLIGHT, Sender};
@@ -119,6 +121,8 @@ pub struct Job {
     pub whole: bool,
     /// The right to hold a part in memory; shared by all dumps of a backup.
     pub slots: Slots,
+    /// When parts may be sent, if not at once; shared by all dumps of a backup.
+    pub pace: Option<Arc<Pace>>,
     /// How far all dumps of the backup are.
     pub moved: Moved,
     /// Cancelled when it should stop.

@@ -1,11 +1,13 @@
 //! Removes the backups that the plan does not keep, each manifest before its objects: a backup that
 //! was half removed is none, and is finished by the next sweep of its prefix.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
 
-use super::catalog::Catalog;
+use super::catalog::{Catalog, Entry};
 use super::keep::{Dated, Plan, Policy, plan};
 use super::sweep;
 use crate::job::{RecordError, Recorder};
@@ -18,6 +20,9 @@ pub struct Pruned {
     pub removed: Vec<String>,
     /// The size of their objects.
     pub bytes: u64,
+    /// How many objects the bucket keeps as older versions, which count and can be read until a
+    /// lifecycle rule of the bucket ends them.
+    pub versions_remain: usize,
 }
 
 /// Why nothing, or not all, was removed.
@@ -41,9 +46,15 @@ pub enum PruneError {
     },
 }
 
-/// Plans over a catalog of one job's backups.
+/// Plans over a catalog of one job's backups, in a store that locks what is created in it for so long.
 #[must_use]
-pub fn plan_catalog(catalog: &Catalog, policy: &Policy, now: Timestamp, zone: &TimeZone) -> Plan {
+pub fn plan_catalog(
+    catalog: &Catalog,
+    policy: &Policy,
+    now: Timestamp,
+    zone: &TimeZone,
+    locks_for: Option<Duration>,
+) -> Plan {
     let backups: Vec<Dated> = catalog
         .backups
         .iter()
@@ -51,9 +62,21 @@ pub fn plan_catalog(catalog: &Catalog, policy: &Policy, now: Timestamp, zone: &T
             id: entry.id.clone(),
             at: entry.started_at,
             verified: entry.verified_at.is_some(),
+            locked_until: locked_until(entry, locks_for),
         })
         .collect();
     plan(&backups, policy, now, zone)
+}
+
+/// Until when the store refuses to delete a backup: its manifest is its last object, and evidence that
+/// came later is locked for longer.
+#[must_use]
+pub fn locked_until(entry: &Entry, locks_for: Option<Duration>) -> Option<Timestamp> {
+    let written = entry
+        .verified_at
+        .map_or(entry.finished_at, |at| at.max(entry.finished_at));
+    // Past the end of time is never.
+    locks_for.map(|period| written.checked_add(period).unwrap_or(Timestamp::MAX))
 }
 
 /// Refuses a drastic plan unless `confirm` is its hash.
@@ -87,8 +110,9 @@ pub async fn prune(
         let Some(entry) = catalog.backups.iter().find(|entry| entry.id == backup.id) else {
             continue;
         };
-        if let Err(error) = sweep::clear(store, &entry.manifest.prefix()).await {
-            return Err(PruneError::Store { pruned, error });
+        match sweep::clear(store, &entry.manifest.prefix()).await {
+            Ok(removed) => pruned.versions_remain += removed.versions_remain,
+            Err(error) => return Err(PruneError::Store { pruned, error }),
         }
         pruned.removed.push(backup.id.clone());
         pruned.bytes = pruned.bytes.saturating_add(entry.bytes);
@@ -118,8 +142,16 @@ pub async fn recorded(
         Err(PruneError::Store { pruned, error }) => (pruned, Some(error.to_string())),
         Err(error @ PruneError::Drastic { .. }) => (Pruned::default(), Some(error.to_string())),
     };
+    if pruned.versions_remain > 0 {
+        tracing::warn!(
+            store = store_name,
+            objects = pruned.versions_remain,
+            "the bucket keeps what was pruned as older versions: only a lifecycle rule for noncurrent versions ends them"
+        );
+    }
     if !doomed.is_empty() {
-        let done = json!({ "phase": "done", "store": store_name, "backups": pruned.removed, "failed": problem });
+        let done = json!({ "phase": "done", "store": store_name, "backups": pruned.removed,
+            "versions_remain": pruned.versions_remain, "failed": problem });
         recorder.record("backup.pruned", done).await?;
     }
     Ok((pruned, problem))

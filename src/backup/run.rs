@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -56,6 +56,10 @@ pub struct Setup {
     pub standby: Option<ConnectTarget>,
     /// How the dump is cut.
     pub sizes: PartSizes,
+    /// How many bytes a second go to the store at most.
+    pub bandwidth: Option<u64>,
+    /// How long the dump may hold its snapshot.
+    pub max_duration: Option<Duration>,
     /// The daemon's instance.
     pub instance: String,
     /// The ledger of erasures, where this host may have one.
@@ -94,7 +98,7 @@ pub struct Made {
     /// Its manifest.
     pub manifest: Manifest,
     /// How long it took.
-    pub elapsed: std::time::Duration,
+    pub elapsed: Duration,
     /// What was said on the way, also after the manifest was written.
     pub warnings: Vec<String>,
 }
@@ -115,6 +119,19 @@ pub async fn backup(context: &mut JobContext, setup: &Setup, ready: &Ready) -> R
         context.fence,
         store,
         leftovers,
+        context.recorder.as_ref(),
+    )
+    .await?;
+    // With the job's lock held, what is left in the journal is what could not be understood.
+    let known = backups::streaming(context.session.connection(), &setup.store_name, leftovers)
+        .await
+        .map_err(|error| JobError::database("read the journal of backups", &error))?;
+    let known: Vec<String> = known.into_iter().map(|streaming| streaming.backup_id).collect();
+    sweep::sweep_strangers(
+        context.session.connection(),
+        store,
+        (&context.database, context.job.as_str()),
+        &known,
         context.recorder.as_ref(),
     )
     .await?;

@@ -1,7 +1,7 @@
 //! The exported snapshot that a dump is taken under, and what was true at that instant.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use jiff_sqlx::Timestamp as SqlTimestamp;
@@ -17,6 +17,8 @@ pub struct Snapshot {
     session: Session,
     /// What to hand to `pg_dump --snapshot`.
     pub id: String,
+    /// Since when it is held, by this host's clock.
+    pub exported_at: Instant,
     /// What was true at that instant.
     pub source: Source,
 }
@@ -86,11 +88,17 @@ impl Snapshot {
         sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut *connection)
             .await?;
+        let exported_at = Instant::now();
         let id = sqlx::query_scalar("SELECT pg_catalog.pg_export_snapshot()")
             .fetch_one(&mut *connection)
             .await?;
         let source = read_source(connection).await?;
-        Ok(Self { session, id, source })
+        Ok(Self {
+            session,
+            id,
+            exported_at,
+            source,
+        })
     }
 
     /// The session whose transaction it is.

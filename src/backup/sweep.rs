@@ -1,15 +1,18 @@
 //! Removes what a run that died left in a store, and nothing else: the journal names the prefix of
 //! each backup that was being written.
 
+mod strangers;
+
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
+pub use self::strangers::sweep_strangers;
 use super::manifest::{self, Manifest};
 use crate::job::{JobError, Recorder};
 use crate::ledger::backups::{self, Ended, Leftovers, Streaming};
 use crate::ledger::leader::{Fence, FenceError};
 use crate::postgres::sqlstate::DatabaseError;
-use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
+use crate::store::{Deleted, ObjectKey, Store, StoreError, StoreErrorKind};
 
 /// What became of a backup that was being written when its run died.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct Removed {
     pub uploads: usize,
     /// Objects that were deleted.
     pub objects: usize,
+    /// Those of them of which the bucket keeps an older version.
+    pub versions_remain: usize,
 }
 
 /// Removes what runs that died left of their backups in one store, given with its name. Each is on
@@ -122,16 +127,20 @@ async fn committed(store: &dyn Store, prefix: &str) -> Result<Option<Manifest>, 
 /// # Errors
 /// When the store refuses; some may be deleted by then.
 pub async fn clear(store: &dyn Store, prefix: &str) -> Result<Removed, StoreError> {
-    store
-        .delete(&ObjectKey::new(format!("{prefix}/{}", manifest::NAME))?)
-        .await?;
     let mut removed = Removed::default();
+    let mut count = |deleted| removed.versions_remain += usize::from(deleted == Deleted::VersionStays);
+    let manifest = ObjectKey::new(format!("{prefix}/{}", manifest::NAME))?;
+    // A versioned bucket would mark as deleted what was never there.
+    if store.head(&manifest).await?.is_some() {
+        count(store.delete(&manifest).await?);
+        removed.objects += 1;
+    }
     for upload in store.list_uploads(prefix).await? {
         store.abort_upload(&upload).await?;
         removed.uploads += 1;
     }
     for object in store.list(prefix).await? {
-        store.delete(&object.key).await?;
+        count(store.delete(&object.key).await?);
         removed.objects += 1;
     }
     Ok(removed)

@@ -130,7 +130,7 @@ impl<'a> Work<'a> {
         let catalog = catalog::list(store.as_ref(), filter).await.map_err(failed_store)?;
         let zone = job.schedule.timezone().rules();
         Ok(Self {
-            plan: prune::plan_catalog(&catalog, &keep.policy(), now.to_jiff(), zone),
+            plan: prune::plan_catalog(&catalog, &keep.policy(), now.to_jiff(), zone, store.locks_for()),
             job,
             store_name: backup.store.as_str(),
             store,

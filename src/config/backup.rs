@@ -1,18 +1,17 @@
 //! `[jobs.NAME] backup = { … }`.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::database;
 use super::field::Field;
 use super::job::Scope;
+use super::size::bytes;
 use crate::backup::compress::Packing;
 use crate::backup::form::Format;
 use crate::jobs::backup::{BackupSettings, Keep};
 use crate::postgres::connect::ConnectTarget;
-use crate::values::{Name, ValueError};
-
-/// Keys of the design that this version does not have.
-const PLANNED: [&str; 1] = ["bandwidth"];
+use crate::values::{Name, Period, ValueError};
 
 const FORMATS: [(&str, Format); 2] = [("custom", Format::Custom), ("plain", Format::Plain)];
 
@@ -20,6 +19,12 @@ const FORMATS: [(&str, Format); 2] = [("custom", Format::Custom), ("plain", Form
 const MOST_PARALLEL: u32 = 32;
 
 const MOST_THREADS: u32 = 64;
+
+/// The longest time for which a dump may hold its snapshot: thirty days.
+const LONGEST: Duration = Duration::from_hours(24 * 30);
+
+/// The least bandwidth, in bytes a second: with less, a part takes longer than it is tried for.
+const LEAST_BANDWIDTH: u64 = 64 * 1024;
 
 /// How many backups one rule can keep: one each day of about 27 years.
 const MOST_KEPT: u32 = 10_000;
@@ -55,13 +60,17 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<BackupSetting
         field.error("there is only one dump to run", help);
         return None;
     }
+    let bandwidth = section.optional("bandwidth");
+    let bandwidth = bandwidth.map_or(Some(None), |field| self::bandwidth(&field).map(Some));
+    let max_duration = section.optional("max_duration");
+    let max_duration = max_duration.map_or(Some(None), |field| field.duration(LONGEST).map(Some));
     let encrypt = section
         .optional("encrypt")
         .map_or(Some(Vec::new()), |field| list(&field));
     let keep = section
         .optional("keep")
         .map_or(Some(None), |field| keep(&field).map(Some));
-    section.finish(&PLANNED);
+    section.finish(&[]);
     Some(BackupSettings {
         store: store?,
         format: format?,
@@ -73,6 +82,8 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<BackupSetting
         compress: compress?,
         threads: threads?,
         parallel: parallel_count?,
+        bandwidth: bandwidth?,
+        max_duration: max_duration?,
         encrypt: encrypt?,
         keep: keep?,
     })
@@ -85,7 +96,7 @@ pub(super) fn store(field: &Field<'_>, scope: &Scope<'_>) -> Option<Name> {
 }
 
 /// Values of one type; an empty list would say the opposite of what it seems to say.
-fn list<T: FromStr<Err = ValueError>>(field: &Field<'_>) -> Option<Vec<T>> {
+pub(super) fn list<T: FromStr<Err = ValueError>>(field: &Field<'_>) -> Option<Vec<T>> {
     let values = field.array()?;
     if values.is_empty() {
         field.error("is empty", "name what is meant, or leave the key out");
@@ -95,6 +106,16 @@ fn list<T: FromStr<Err = ValueError>>(field: &Field<'_>) -> Option<Vec<T>> {
     read.into_iter().collect()
 }
 
+/// Bytes a second.
+fn bandwidth(field: &Field<'_>) -> Option<u64> {
+    let rate = field.checked(bytes(field.text()?, " a second, such as \"20MB\""))?;
+    if rate < LEAST_BANDWIDTH {
+        field.error("this is too little to finish a part", "write 64kB a second or more");
+        return None;
+    }
+    Some(rate)
+}
+
 fn standby(field: &Field<'_>, scope: &Scope<'_>) -> Option<ConnectTarget> {
     let mut section = field.section()?;
     let target = database::target(&mut section, scope.surroundings);
@@ -102,7 +123,7 @@ fn standby(field: &Field<'_>, scope: &Scope<'_>) -> Option<ConnectTarget> {
     target
 }
 
-fn keep(field: &Field<'_>) -> Option<Keep> {
+pub(super) fn keep(field: &Field<'_>) -> Option<Keep> {
     let mut section = field.section()?;
     let mut rule = |key| {
         section
@@ -114,7 +135,9 @@ fn keep(field: &Field<'_>) -> Option<Keep> {
     let within = within.map_or(Some(None), |field| field.parse().map(Some));
     let min = section.optional("min");
     let min = min.map_or(Some(2), |field| field.count(2..=MOST_KEPT));
-    section.finish(&["max_age"]);
+    let age_field = section.optional("max_age");
+    let max_age = age_field.as_ref().map_or(Some(None), |field| field.parse().map(Some));
+    section.finish(&[]);
     let keep = Keep {
         last: last?,
         daily: daily?,
@@ -123,7 +146,11 @@ fn keep(field: &Field<'_>) -> Option<Keep> {
         yearly: yearly?,
         within: within?,
         min: min?,
+        max_age: max_age?,
     };
+    if let Some(field) = &age_field {
+        reaches(field, &keep)?;
+    }
     let counts = [keep.last, keep.daily, keep.weekly, keep.monthly, keep.yearly];
     if counts == [0; 5] && keep.within.is_none() {
         let help = "write a rule such as keep = { daily = 7, weekly = 5, monthly = 12 }, or leave `keep` out to remove nothing";
@@ -131,4 +158,38 @@ fn keep(field: &Field<'_>) -> Option<Keep> {
         return None;
     }
     Some(keep)
+}
+
+/// Refuses rules that reach further back than `max_age` lets any backup live.
+fn reaches(field: &Field<'_>, keep: &Keep) -> Option<()> {
+    let most = days(&keep.max_age?, 31);
+    if most == 0 {
+        field.error("this is less than a day", "write a period such as \"1y\"");
+        return None;
+    }
+    let counts = [
+        ("daily", keep.daily, 1),
+        ("weekly", keep.weekly, 7),
+        ("monthly", keep.monthly, 28),
+        ("yearly", keep.yearly, 365),
+    ];
+    // The newest of the first period is of today, so a rule for n periods reaches n - 1 of them back.
+    let of_counts = counts
+        .into_iter()
+        .map(|(rule, count, length)| (rule, u64::from(count.saturating_sub(1)) * length));
+    let of_within = keep.within.map(|within| ("within", days(&within, 28)));
+    for (rule, reach) in of_counts.chain(of_within) {
+        if reach > most {
+            let problem = format!("`{rule}` keeps backups for {reach} days or more, and `max_age` for {most} at most");
+            field.error(&problem, &format!("raise `max_age`, or lower `{rule}`"));
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// A period in whole days, a month being so many.
+fn days(period: &Period, month: u64) -> u64 {
+    let (months, days, millis) = period.parts();
+    u64::from(months) * month + u64::from(days) + millis / 86_400_000
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::field::Field;
 use super::job::Scope;
+use super::paths;
 use super::suggest::nearest;
 use crate::backup::prove::Assertion;
 use crate::jobs::restore_check::RestoreCheckSettings;
@@ -50,6 +51,10 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<RestoreCheckS
             );
         }
     }
+    let identity_file = section.optional("identity_file");
+    let identity_file = identity_file.map_or(Some(None), |field| {
+        paths::secret_file(&field, scope.surroundings).map(Some)
+    });
     section.finish(&[]);
     let (backup, database, store) = backup?;
     Some(RestoreCheckSettings {
@@ -57,6 +62,7 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<RestoreCheckS
         database,
         store,
         level: u8::try_from(level?).ok()?,
+        identity_file: identity_file?,
         assertions: assertions?,
     })
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -22,6 +23,7 @@ use crate::backup::catalog::{self, Catalog, Filter};
 use crate::backup::expiry::forecast;
 use crate::backup::keep::{Dated, Policy};
 use crate::backup::manifest::ErasureMark;
+use crate::backup::prune::locked_until;
 use crate::backup::run::ErasureLedger;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
@@ -70,7 +72,7 @@ pub async fn list(sources: &[BackupSource]) -> Holdings {
     let mut holdings = Holdings::default();
     for source in sources {
         match list_one(source).await {
-            Ok(catalog) => holdings.add(source, catalog),
+            Ok((catalog, locks_for)) => holdings.add(source, catalog, locks_for),
             Err(error) => holdings
                 .unknown
                 .push(format!("backups of {} in {}: {error}", source.job, source.store)),
@@ -79,17 +81,17 @@ pub async fn list(sources: &[BackupSource]) -> Holdings {
     holdings
 }
 
-async fn list_one(source: &BackupSource) -> Result<Catalog, StoreError> {
+async fn list_one(source: &BackupSource) -> Result<(Catalog, Option<Duration>), StoreError> {
     let store = (source.open)().await?;
     let filter = Filter {
         database: Some(&source.database),
         job: Some(&source.job),
     };
-    catalog::list(store.as_ref(), filter).await
+    Ok((catalog::list(store.as_ref(), filter).await?, store.locks_for()))
 }
 
 impl Holdings {
-    fn add(&mut self, source: &BackupSource, catalog: Catalog) {
+    fn add(&mut self, source: &BackupSource, catalog: Catalog, locks_for: Option<Duration>) {
         let dated: Vec<Dated> = catalog
             .backups
             .iter()
@@ -97,6 +99,7 @@ impl Holdings {
                 id: entry.id.clone(),
                 at: entry.started_at,
                 verified: entry.verified_at.is_some(),
+                locked_until: locked_until(entry, locks_for),
             })
             .collect();
         let ends = source

@@ -1,6 +1,7 @@
 //! `backup`: `pg_dump` streamed, compressed and uploaded; it exists once its manifest does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde::{Serialize, Serializer};
@@ -52,6 +53,13 @@ pub struct BackupSettings {
     pub threads: u32,
     /// How many dumps run at the same time. Default 1.
     pub parallel: u32,
+    /// How many bytes a second go to the store at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
+    /// How long the dump may hold its snapshot, which keeps vacuum from removing what is deleted
+    /// meanwhile; past it there is no backup. No limit of its own by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_duration: Option<Duration>,
     /// Who can read the backups; everybody, if nobody is named.
     pub encrypt: Vec<Recipient>,
     /// What is kept; nothing is ever removed without it.
@@ -83,6 +91,10 @@ pub struct Keep {
     pub within: Option<Period>,
     /// Never fewer than this many, whatever the rules say. At least 2.
     pub min: u32,
+    /// None that is older than this is kept by a rule; only by `min`, or because it is the newest or
+    /// the newest that was proved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Period>,
 }
 
 impl Keep {
@@ -97,6 +109,7 @@ impl Keep {
             yearly: self.yearly,
             within: self.within,
             min: self.min,
+            max_age: self.max_age,
         }
     }
 }
@@ -179,6 +192,8 @@ impl Job for BackupJob {
                 parallel: self.settings.parallel,
                 standby: self.settings.standby.clone(),
                 sizes: self.sizes,
+                bandwidth: self.settings.bandwidth,
+                max_duration: self.settings.max_duration,
                 instance: self.instance.clone(),
                 erasures: self.erasures.clone(),
             };
@@ -260,6 +275,8 @@ impl Plan for BackupPlan {
             "compress": self.setup.form.packing.to_string(),
             "threads": self.setup.form.threads,
             "parallel": self.setup.parallel,
+            "bandwidth": self.setup.bandwidth,
+            "max_duration_s": self.setup.max_duration.map(|longest| longest.as_secs()),
             "encrypt": self.setup.form.recipients,
             "schema_only": self.setup.content.schema_only,
             "left_out": self.setup.content.selection.left_out,
@@ -306,7 +323,8 @@ impl BackupPlan {
             Err(error) => return Ok(json!({ "failed": error.to_string() })),
         };
         // "Now" is the server's clock, read when the backup was published.
-        let plan = prune::plan_catalog(&catalog, policy, made.manifest.finished_at, self.timezone.rules());
+        let now = made.manifest.finished_at;
+        let plan = prune::plan_catalog(&catalog, policy, now, self.timezone.rules(), store.locks_for());
         let unreadable: Vec<&str> = catalog
             .unreadable
             .iter()
@@ -324,7 +342,7 @@ impl BackupPlan {
         )
         .await?;
         let body = json!({
-            "removed": pruned.removed, "bytes": pruned.bytes, "kept": plan.fates.len() - plan.removals().count(),
+            "removed": pruned.removed, "bytes": pruned.bytes, "versions_remain": pruned.versions_remain, "kept": plan.fates.len() - plan.removals().count(),
             "failed": problem, "unreadable": unreadable,
         });
         Ok(body)

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use jiff_sqlx::Timestamp as SqlTimestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use super::backup::OpenStore;
 use crate::backup::catalog::{self, Filter};
 use crate::backup::manifest::Manifest;
 use crate::backup::prove::{Assertion, Proof, Proving, prove};
+use crate::backup::seal::Identities;
 use crate::backup::sweep::store_error;
 use crate::backup::verify;
 use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome, Plan};
@@ -29,6 +31,9 @@ pub struct RestoreCheckSettings {
     pub store: Name,
     /// 0: sizes. 1: every byte. 2: every row of a restored database. 3: the assertions too.
     pub level: u8,
+    /// The file whose identity opens an encrypted backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity_file: Option<PathBuf>,
     /// What must be true in the restored database.
     #[serde(rename = "assert", skip_serializing_if = "Vec::is_empty")]
     pub assertions: Vec<Assertion>,
@@ -75,6 +80,7 @@ impl Job for RestoreCheckJob {
                 let cause = format!("{} has made no backup yet", self.settings.backup);
                 return Err(JobError::refused("find the newest backup", cause, remedy).about("backup"));
             };
+            let identities = self.identities(&newest.manifest)?;
             let now: SqlTimestamp = sqlx::query_scalar("SELECT pg_catalog.now()")
                 .fetch_one(context.session.connection())
                 .await
@@ -84,6 +90,7 @@ impl Job for RestoreCheckJob {
                 manifest: newest.manifest,
                 now: now.to_jiff(),
                 unreadable,
+                identities,
                 settings: self.settings.clone(),
             });
             Ok(plan)
@@ -91,9 +98,33 @@ impl Job for RestoreCheckJob {
     }
 }
 
+impl RestoreCheckJob {
+    /// What opens the backup, read anew for each run.
+    fn identities(&self, manifest: &Manifest) -> Result<Option<Identities>, JobError> {
+        let operation = format!("open the backup {}", manifest.id);
+        match &self.settings.identity_file {
+            Some(file) => match Identities::read(file) {
+                Ok(identities) => Ok(Some(identities)),
+                Err(error) => Err(JobError::refused(operation, error.problem, error.help).about("identity_file")),
+            },
+            None if manifest.encrypted_to.is_empty() || self.settings.level == 0 => Ok(None),
+            None => {
+                let cause = format!(
+                    "it is encrypted to {}, and level {} reads it",
+                    manifest.encrypted_to.join(", "),
+                    self.settings.level
+                );
+                let remedy = "name the file of one of their identities in `identity_file`, or take level = 0";
+                Err(JobError::refused(operation, cause, remedy).about("identity_file"))
+            }
+        }
+    }
+}
+
 struct CheckPlan {
     store: Arc<dyn Store>,
     manifest: Manifest,
+    identities: Option<Identities>,
     now: Timestamp,
     unreadable: Vec<String>,
     settings: RestoreCheckSettings,
@@ -156,7 +187,7 @@ impl Plan for CheckPlan {
                 manifest: &self.manifest,
                 level: self.settings.level,
                 assertions: &self.settings.assertions,
-                identities: None,
+                identities: self.identities.clone(),
                 progress: context.progress.clone(),
                 stop: context.stop.clone(),
             })

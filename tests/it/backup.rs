@@ -1,6 +1,7 @@
 //! Backups: what exists after a run that succeeds, and after one that does not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pgreeve::backup::catalog::{self, Filter};
 use pgreeve::backup::compress::Packing;
@@ -561,7 +562,7 @@ async fn what_was_swept_is_on_record_also_when_the_next_one_cannot_be() {
         );
         bench.database.execute(&sql).await;
     }
-    store.fail("delete", "main/nightly/B/");
+    store.fail("list_uploads", "main/nightly/B");
     let mut connection = bench.database.connect().await;
     let result = sweep_leftovers(
         &mut connection,
@@ -682,6 +683,106 @@ async fn pruning_follows_the_backup_and_a_drastic_plan_waits_for_a_person() {
         deletes.len() == 3 && deletes[0].ends_with("manifest.json"),
         "{deletes:?}"
     );
+}
+
+#[tokio::test]
+async fn pruning_one_database_touches_no_other_and_no_key_that_it_does_not_know() {
+    let store = MemoryStore::default();
+    let bench = Bench::new(Arc::new(store.clone())).await;
+    for _ in 0..4 {
+        bench.run().await.unwrap();
+    }
+    let put = async |key: &str, body: Vec<u8>| {
+        let key = ObjectKey::new(key).unwrap();
+        store.create(&key, body.into(), "text/plain").await.unwrap();
+    };
+    // The same backups again, of a database whose name begins like this one's, and of another job.
+    for key in store.keys() {
+        let body = store.body(&key);
+        for (from, to) in [("main/", "main_2/"), ("/nightly/", "/nightly_2/")] {
+            let text = String::from_utf8(body.to_vec());
+            let copy = text.map_or_else(
+                |_| body.to_vec(),
+                |text| {
+                    let text = text.replace(from, to);
+                    let text = text.replace("\"database\": \"main\"", "\"database\": \"main_2\"");
+                    text.into_bytes()
+                },
+            );
+            put(&key.replace(from, to), copy).await;
+        }
+    }
+    for junk in [
+        "main/nightly/notes.txt",
+        "main/nightly/old/copy/manifest.json",
+        "main/manifest.json",
+    ] {
+        put(junk, b"mine".to_vec()).await;
+    }
+    let others = || {
+        let keys = store.keys().into_iter();
+        keys.filter(|key| !key.starts_with("main/nightly/0"))
+            .collect::<Vec<_>>()
+    };
+    let before = others();
+    assert!(before.len() > 20, "{before:?}");
+    let report = bench.with_keep(3, 2).run().await.unwrap();
+    assert_eq!(
+        report.body["prune"]["removed"].as_array().unwrap().len(),
+        2,
+        "{}",
+        report.body
+    );
+    assert_eq!(others(), before);
+}
+
+#[tokio::test]
+async fn an_upload_that_no_journal_knows_is_aborted_when_it_is_a_day_old() {
+    let store = MemoryStore::default();
+    let bench = Bench::new(Arc::new(store.clone())).await;
+    let (old, young) = ("00000000010000000000000000", ulid::Ulid::generate().to_string());
+    for key in [
+        format!("main/nightly/{old}/data.dump.gz"),
+        format!("main/nightly/{young}/data.dump.gz"),
+        format!("main/weekly/{old}/data.dump.gz"),
+        "main/nightly/mine/data.dump.gz".to_owned(),
+    ] {
+        let upload = store.start_upload(&ObjectKey::new(key).unwrap(), "text/plain").await;
+        drop(upload.unwrap());
+    }
+    bench.run().await.unwrap();
+    let swept = bench.records.body("backup.swept");
+    let key = format!("main/nightly/{old}/data.dump.gz");
+    assert_eq!(swept["unknown"], serde_json::json!([key]), "{swept}");
+    assert_eq!(store.open_uploads(), 3);
+}
+
+#[tokio::test]
+async fn a_dump_that_holds_its_snapshot_too_long_is_ended_and_lets_go_of_it() {
+    let store = MemoryStore::with_held_parts();
+    let mut bench = Bench::new(Arc::new(store.clone())).await.with_bulk().await;
+    bench.job.settings.max_duration = Some(Duration::from_secs(1));
+    let error = bench.run().await.unwrap_err();
+    assert_eq!(error.disposition, Disposition::Permanent, "{error}");
+    assert!(error.cause.contains("held its snapshot for 1 s"), "{error}");
+    assert!(error.remedy.unwrap().contains("`max_duration`"));
+    assert_nothing_left(&bench, &store).await;
+    until("no session holds rows back", async || {
+        let holders = "SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL";
+        bench.database.value::<i64>(holders).await == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dump_within_its_limits_is_a_backup() {
+    let store = MemoryStore::default();
+    let mut bench = Bench::new(Arc::new(store.clone())).await.with_bulk().await;
+    bench.job.settings.max_duration = Some(Duration::from_mins(1));
+    bench.job.settings.bandwidth = Some(1 << 30);
+    bench.run().await.unwrap();
+    only_manifest(&store).await;
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ fn root() -> &'static Path {
 /// The shipped configuration where its files can be found.
 fn shipped() -> Files {
     let files = Files::new(&fs::read_to_string(root().join("config.toml")).unwrap());
-    for secret in ["churn_saver", "percytech", "whatsapp", "aws"] {
+    for secret in ["churn_saver", "percytech", "whatsapp", "aws", "age"] {
         files.write(&format!("credentials/{secret}"), b"hunter2\n", 0o600);
     }
     files
@@ -306,11 +306,7 @@ fn mistakes_in_the_syntax_do_not_hide_the_others() {
 
 #[test]
 fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
-    assert_one(
-        "backup = { store = \"s\", bandwidth = \"1\" }",
-        "",
-        "`jobs.j.backup.bandwidth` is not available",
-    );
+    assert_one("upkeep = {}", "", "`jobs.j.upkeep` is not available in this version");
 }
 
 #[test]
@@ -376,6 +372,34 @@ fn views_to_refresh_are_named_once_and_concurrently_is_yes_or_no() {
         ),
     ] {
         assert_one(&format!("refresh = {refresh}"), "", part);
+    }
+}
+
+#[test]
+fn limits_of_a_backup_that_cannot_be_kept_are_refused() {
+    for (keys, part) in [
+        ("bandwidth = \"1\"", "`1` is not a size"),
+        ("bandwidth = \"63kB\"", "too little to finish a part"),
+        ("max_duration = \"0s\"", "must be longer than zero"),
+        ("max_duration = \"31d\"", "is too long"),
+        ("keep = { daily = 7, max_age = \"12h\" }", "this is less than a day"),
+        ("keep = { monthly = 14, max_age = \"1y\" }", ""),
+        (
+            "keep = { yearly = 3, max_age = \"1y\" }",
+            "`yearly` keeps backups for 730 days or more, and `max_age` for 372 at most",
+        ),
+        (
+            "keep = { within = \"2y\", max_age = \"1y\" }",
+            "`within` keeps backups for 672 days or more",
+        ),
+    ] {
+        let job = format!("backup = {{ store = \"s\", {keys} }}");
+        if part.is_empty() {
+            let text = format!("{HEAD}[jobs.j]\nschedule = \"0 2 * * *\"\n{job}\n");
+            assert!(Files::new(&text).load().is_ok(), "{keys}");
+        } else {
+            assert_one(&job, "", part);
+        }
     }
 }
 

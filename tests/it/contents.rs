@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use age::secrecy::ExposeSecret;
 use pgreeve::backup::catalog::{self, Filter};
 use pgreeve::backup::compress::Packing;
 use pgreeve::backup::form::Format;
@@ -18,10 +17,10 @@ use pgreeve::postgres::connect::ConnectTarget;
 use pgreeve::store::Store;
 use proptest::prelude::*;
 use sqlx::{AssertSqlSafe, Connection};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::backups::{Bench, executable};
+use crate::support::backups::{Bench, executable, key};
 use crate::support::cluster;
 use crate::support::memory_store::MemoryStore;
 use crate::support::process::until;
@@ -125,14 +124,6 @@ where
         .unwrap();
     connection.close().await.unwrap();
     value
-}
-
-fn key() -> (String, String, NamedTempFile) {
-    let identity = age::x25519::Identity::generate();
-    let secret = identity.to_string().expose_secret().to_owned();
-    let file = NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), format!("# created: now\n{secret}\n")).unwrap();
-    (identity.to_public().to_string(), secret, file)
 }
 
 const SCHEMAS: &str = "

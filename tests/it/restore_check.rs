@@ -11,7 +11,7 @@ use pgreeve::jobs::restore_check::{RestoreCheckJob, RestoreCheckSettings};
 use pgreeve::store::Store;
 use serde_json::Value;
 
-use crate::support::backups::Bench;
+use crate::support::backups::{Bench, key};
 use crate::support::memory_store::MemoryStore;
 
 /// A backup of a table of 100 rows in memory, and a check of it.
@@ -37,6 +37,7 @@ impl Checked {
                 database: "main".parse().unwrap(),
                 store: "offsite".parse().unwrap(),
                 level,
+                identity_file: None,
                 assertions: assertions
                     .iter()
                     .map(|(query, expect)| Assertion {
@@ -212,4 +213,41 @@ async fn a_comparison_fails_on_an_empty_scratch_a_skipped_table_nothing_to_compa
     database.execute("DROP TABLE empty; DROP SCHEMA pgreeve CASCADE").await;
     let error = compare(&manifest).await.unwrap_err();
     assert!(error.cause.contains("no table of the manifest is there"), "{error}");
+}
+
+#[tokio::test]
+async fn an_encrypted_backup_is_checked_with_an_identity_of_its_own_only() {
+    let (recipient, _, file) = key();
+    let (_, _, stranger) = key();
+    let store = MemoryStore::default();
+    let mut bench = Bench::new(Arc::new(store.clone())).await;
+    bench.job.settings.encrypt = vec![recipient.parse().unwrap()];
+    bench.database.execute("CREATE TABLE users AS SELECT 1 AS id").await;
+    bench.run().await.unwrap();
+    let checked = Checked { bench, store };
+    let check = async |level, identity: Option<&std::path::Path>| {
+        let mut context = checked.bench.context(&checked.bench.database.target).await;
+        let mut job = checked.job(level, &[]);
+        job.settings.identity_file = identity.map(std::path::Path::to_owned);
+        job.plan(&mut context).await?.execute(&mut context).await
+    };
+    check(0, None).await.unwrap();
+    let error = check(1, None).await.unwrap_err();
+    assert_eq!(
+        (error.disposition, error.setting),
+        (Disposition::Refused, Some("identity_file"))
+    );
+    assert!(error.cause.contains(&recipient), "{error}");
+    let error = check(1, Some(stranger.path())).await.unwrap_err();
+    assert_eq!(error.disposition, Disposition::Refused, "{error}");
+    let error = check(1, Some(std::path::Path::new("/nowhere/age"))).await.unwrap_err();
+    assert!(error.cause.contains("/nowhere/age"), "{error}");
+    let report = check(2, Some(file.path())).await.unwrap();
+    assert_eq!(
+        (&report.body["ok"], &report.body["mismatches"]),
+        (&true.into(), &Value::Array(Vec::new())),
+        "{}",
+        report.body
+    );
+    assert!(report.body["rows"].as_u64().unwrap() > 0, "{}", report.body);
 }

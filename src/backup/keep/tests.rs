@@ -11,6 +11,7 @@ fn backup(id: &str, at: &str) -> Dated {
         id: id.to_owned(),
         at: at.parse().unwrap(),
         verified: false,
+        locked_until: None,
     }
 }
 
@@ -132,6 +133,7 @@ fn a_year_of_nightly_backups_settles_at_what_the_policy_names() {
             id: night.to_string(),
             at,
             verified: false,
+            locked_until: None,
         });
         let plan = plan(&held, &policy, at, &TimeZone::UTC);
         assert!(night < 3 || !plan.is_drastic(), "night {night}");
@@ -180,10 +182,10 @@ proptest! {
             .iter()
             .zip(verified)
             .enumerate()
-            .map(|(id, (hours, verified))| Dated { id: id.to_string(), at: start + hours.hours(), verified })
+            .map(|(id, (hours, verified))| Dated { id: id.to_string(), at: start + hours.hours(), verified, locked_until: None })
             .collect();
         let now = start + 2001.hours();
-        let policy = Policy { last, daily, weekly, monthly, yearly, min, within: within.map(|hours| Period::seconds(hours * 3600)) };
+        let policy = Policy { last, daily, weekly, monthly, yearly, min, within: within.map(|hours| Period::seconds(hours * 3600)), max_age: None };
         let first = plan(&backups, &policy, now, &TimeZone::UTC);
         let kept: BTreeSet<String> = kept(&first).into_iter().map(str::to_owned).collect();
 
@@ -205,5 +207,173 @@ proptest! {
         // Planning again over what stays removes nothing more.
         let rest: Vec<Dated> = backups.iter().filter(|backup| kept.contains(&backup.id)).cloned().collect();
         prop_assert_eq!(plan(&rest, &policy, now, &TimeZone::UTC).removals().count(), 0);
+    }
+}
+
+#[test]
+fn the_29th_of_february_is_a_day_and_the_end_of_its_month() {
+    let backups = [
+        backup("january", "2028-01-31T03:00:00Z"),
+        backup("28th", "2028-02-28T03:00:00Z"),
+        backup("29th", "2028-02-29T03:00:00Z"),
+        backup("march", "2028-03-01T03:00:00Z"),
+    ];
+    let now = "2028-03-01T04:00:00Z".parse().unwrap();
+    let policy = |daily, monthly| Policy {
+        daily,
+        monthly,
+        ..Policy::default()
+    };
+    assert_eq!(
+        kept(&plan(&backups, &policy(2, 0), now, &TimeZone::UTC)),
+        ["march", "29th"]
+    );
+    let months = plan(&backups, &policy(0, 3), now, &TimeZone::UTC);
+    assert_eq!(kept(&months), ["march", "29th", "january"]);
+}
+
+#[test]
+fn what_is_older_than_max_age_goes_but_never_the_last_ones() {
+    let mut backups = vec![
+        backup("out", "2027-02-28T11:59:59Z"),
+        backup("in", "2027-02-28T12:00:00Z"),
+        backup("new", "2028-02-29T11:00:00Z"),
+    ];
+    let now = "2028-02-29T12:00:00Z".parse().unwrap();
+    let policy = Policy {
+        last: 9,
+        yearly: 9,
+        min: 2,
+        max_age: Some("1y".parse().unwrap()),
+        ..Policy::default()
+    };
+    assert_eq!(kept(&plan(&backups, &policy, now, &TimeZone::UTC)), ["new", "in"]);
+    // The last that is known to be sound is not given up for its age, nor the last two of all.
+    backups[0].verified = true;
+    assert_eq!(
+        kept(&plan(&backups, &policy, now, &TimeZone::UTC)),
+        ["new", "in", "out"]
+    );
+    let years_later = "2040-01-01T00:00:00Z".parse().unwrap();
+    backups[0].verified = false;
+    assert_eq!(
+        kept(&plan(&backups, &policy, years_later, &TimeZone::UTC)),
+        ["new", "in"]
+    );
+}
+
+#[test]
+fn a_locked_backup_stays_until_its_lock_ends_and_takes_no_others_place() {
+    let mut backups: Vec<Dated> = (1..=5)
+        .map(|day| backup(&day.to_string(), &format!("2026-01-0{day}T03:00:00Z")))
+        .collect();
+    let now: Timestamp = "2026-01-06T00:00:00Z".parse().unwrap();
+    backups[0].locked_until = Some(now);
+    backups[1].locked_until = Some(now + 1.second());
+    let policy = Policy {
+        min: 2,
+        ..Policy::default()
+    };
+    let plan = plan(&backups, &policy, now, &TimeZone::UTC);
+    assert_eq!(kept(&plan), ["5", "4", "2"]);
+    assert_eq!(plan.fates[3].1, Fate::Keep(BTreeSet::from([Reason::Locked])));
+}
+
+#[test]
+fn after_67_nights_there_is_what_the_policy_names_and_nothing_else() {
+    let policy = Policy {
+        daily: 7,
+        weekly: 4,
+        monthly: 3,
+        min: 2,
+        ..Policy::default()
+    };
+    let berlin = TimeZone::get("Europe/Berlin").unwrap();
+    let mut held: Vec<Dated> = Vec::new();
+    for night in 0..67 {
+        let date: Date = "2026-01-01".parse::<Date>().unwrap() + night.days();
+        let at = date.at(3, 30, 0, 0).to_zoned(berlin.clone()).unwrap().timestamp();
+        held.push(Dated {
+            id: date.to_string(),
+            at,
+            verified: false,
+            locked_until: None,
+        });
+        let plan = plan(&held, &policy, at, &berlin);
+        let kept: BTreeSet<String> = kept(&plan).into_iter().map(str::to_owned).collect();
+        held.retain(|backup| kept.contains(&backup.id));
+    }
+    let left: Vec<&str> = held.iter().map(|backup| backup.id.as_str()).collect();
+    let of_march = [
+        "2026-03-01",
+        "2026-03-02",
+        "2026-03-03",
+        "2026-03-04",
+        "2026-03-05",
+        "2026-03-06",
+        "2026-03-07",
+        "2026-03-08",
+    ];
+    assert_eq!(left[..4], ["2026-01-31", "2026-02-15", "2026-02-22", "2026-02-28"]);
+    assert_eq!(left[4..], of_march);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn time_alone_keeps_no_backup_that_it_did_not_keep_before(
+        hours in proptest::collection::vec(0_i64..2000, 0..30),
+        (last, daily, weekly, monthly, min) in (0_u32..4, 0_u32..9, 0_u32..5, 0_u32..4, 0_u32..6),
+        within in proptest::option::of(1_u64..1000),
+        later in 0_i64..3000,
+        zone in proptest::sample::select(vec!["UTC", "Europe/Berlin", "Australia/Lord_Howe"]),
+    ) {
+        // A leap day and the clock changes of both hemispheres lie in the range.
+        let start: Timestamp = "2028-02-20T00:00:00Z".parse().unwrap();
+        let zone = TimeZone::get(zone).unwrap();
+        let backups: Vec<Dated> = hours
+            .iter()
+            .enumerate()
+            .map(|(id, hours)| Dated { id: id.to_string(), at: start + hours.hours(), verified: false, locked_until: None })
+            .collect();
+        let policy = Policy { last, daily, weekly, monthly, min, within: within.map(|hours| Period::seconds(hours * 3600)), ..Policy::default() };
+        let now = start + 2001.hours();
+        let before = plan(&backups, &policy, now, &zone);
+        let after = plan(&backups, &policy, now + later.hours(), &zone);
+        let before: BTreeSet<&str> = kept(&before).into_iter().collect();
+        for id in kept(&after) {
+            prop_assert!(before.contains(id), "{id} is kept only later");
+        }
+    }
+
+    #[test]
+    fn max_age_leaves_what_it_must_and_nothing_more(
+        hours in proptest::collection::vec((0_i64..2000, any::<bool>()), 0..30),
+        (last, daily, weekly, min) in (0_u32..4, 0_u32..9, 0_u32..5, 0_u32..6),
+        max_days in 1_u64..90,
+        zone in proptest::sample::select(vec!["UTC", "Europe/Berlin", "Australia/Lord_Howe"]),
+    ) {
+        let start: Timestamp = "2028-02-20T00:00:00Z".parse().unwrap();
+        let zone = TimeZone::get(zone).unwrap();
+        let backups: Vec<Dated> = hours
+            .iter()
+            .enumerate()
+            .map(|(id, (hours, verified))| Dated { id: id.to_string(), at: start + hours.hours(), verified: *verified, locked_until: None })
+            .collect();
+        let max_age = Period::seconds(max_days * 86_400);
+        let policy = Policy { last, daily, weekly, min, max_age: Some(max_age), ..Policy::default() };
+        let now = start + 2001.hours();
+        let first = plan(&backups, &policy, now, &zone);
+        let floor = [Reason::Newest, Reason::NewestVerified, Reason::Min];
+        for (backup, fate) in &first.fates {
+            let old = backup.at < max_age.before(&now.to_zoned(zone.clone()));
+            if let (true, Fate::Keep(reasons)) = (old, fate) {
+                prop_assert!(reasons.iter().all(|reason| floor.contains(reason)), "{backup:?} {reasons:?}");
+            }
+        }
+        let left = kept(&first);
+        prop_assert!(left.len() >= backups.len().min(min.max(1) as usize));
+        let rest: Vec<Dated> = backups.iter().filter(|backup| left.contains(&backup.id.as_str())).cloned().collect();
+        prop_assert_eq!(plan(&rest, &policy, now, &zone).removals().count(), 0);
     }
 }

@@ -201,7 +201,11 @@ impl Sender {
         if let Some(sending) = self.uploads.get_mut(&cut.segment) {
             sending.measure = cut.segment_end;
             let upload = Arc::clone(&sending.upload);
+            let pace = self.job.pace.clone();
             self.in_flight.push(Box::pin(async move {
+                if let Some(pace) = pace {
+                    pace.turn(cut.body.len()).await;
+                }
                 let part = upload.put_part(cut.number, cut.body).await?;
                 drop(slot);
                 Ok((cut.segment, part))

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use age::secrecy::ExposeSecret;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use pgreeve::backup::compress::Packing;
@@ -68,6 +69,8 @@ impl Bench {
                 compress: Packing::Gzip(4),
                 threads: 1,
                 parallel: 1,
+                bandwidth: None,
+                max_duration: None,
                 encrypt: Vec::new(),
                 schema_only: false,
                 globals: true,
@@ -128,6 +131,7 @@ impl Bench {
             yearly: 0,
             within: None,
             min,
+            max_age: None,
         });
         self
     }
@@ -181,4 +185,13 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A new pair of keys of age: the recipient, the secret, and a file with the secret.
+pub fn key() -> (String, String, tempfile::NamedTempFile) {
+    let identity = age::x25519::Identity::generate();
+    let secret = identity.to_string().expose_secret().to_owned();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("# created: now\n{secret}\n")).unwrap();
+    (identity.to_public().to_string(), secret, file)
 }
