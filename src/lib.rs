@@ -14,6 +14,7 @@
 //! | [`schedule`] | cron, slots, one dispatcher per database |
 //! | [`http`] | metrics, health, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
+//! | [`export`] | the rows of one tenant or subject, to a store |
 //! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more; materialized views |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
 //! | [`backup`] | dump, walk, compress, upload, manifest; restore |
@@ -45,6 +46,7 @@ pub mod daemon;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod erasure;
+pub mod export;
 pub mod http;
 pub mod job;
 pub mod jobs;

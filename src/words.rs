@@ -16,6 +16,8 @@ pub enum Kind {
     Refresh,
     /// Streams `pg_dump` to a store.
     Backup,
+    /// Writes the rows of one tenant or subject to a store.
+    Export,
     /// Erases people who asked for it.
     Erasure,
     /// Makes partitions ahead of the time they are needed.
@@ -34,6 +36,7 @@ impl Kind {
             Self::Rollup => "rollup",
             Self::Refresh => "refresh",
             Self::Backup => "backup",
+            Self::Export => "export",
             Self::Erasure => "erasure",
             Self::Partitions => "partitions",
             Self::RestoreCheck => "restore_check",

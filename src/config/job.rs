@@ -10,7 +10,7 @@ use super::restore_check::Backups;
 use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
-use super::{backup, erasure, partitions, refresh, restore_check, retention, rollup, throttle, transition};
+use super::{backup, erasure, export, partitions, refresh, restore_check, retention, rollup, throttle, transition};
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
@@ -20,19 +20,20 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 9] = [
     Kind::Retention,
     Kind::Transition,
     Kind::Erasure,
     Kind::Rollup,
     Kind::Refresh,
     Kind::Backup,
+    Kind::Export,
     Kind::Partitions,
     Kind::RestoreCheck,
 ];
 
 /// Kinds of the design that this version does not have.
-const PLANNED: [&str; 4] = ["export", "upkeep", "health", "call"];
+const PLANNED: [&str; 3] = ["upkeep", "health", "call"];
 
 /// `[jobs.NAME]`, with the defaults filled in.
 #[derive(Debug, Clone)]
@@ -257,6 +258,7 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Rollup => rollup::read(field).map(KindSettings::Rollup),
             Kind::Refresh => refresh::read(field).map(KindSettings::Refresh),
             Kind::Backup => backup::read(field, scope).map(KindSettings::Backup),
+            Kind::Export => export::read(field, scope).map(KindSettings::Export),
             Kind::Erasure => erasure::read(field, scope).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
             Kind::RestoreCheck => restore_check::read(field, scope).map(KindSettings::RestoreCheck),
@@ -264,7 +266,8 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
         .collect();
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
-        let help = "add one of retention, transition, erasure, rollup, refresh, backup, partitions and restore_check";
+        let help =
+            "add one of retention, transition, erasure, rollup, refresh, backup, export, partitions and restore_check";
         let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
         section.lacks(&keys, message, help.to_owned());
     }

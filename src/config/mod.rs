@@ -11,6 +11,7 @@ mod daemon;
 mod database;
 mod digest;
 mod erasure;
+mod export;
 mod field;
 mod finding;
 mod gates;

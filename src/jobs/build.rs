@@ -8,6 +8,7 @@ use futures::FutureExt;
 use super::KindSettings;
 use super::backup::{BackupJob, BackupSettings, OpenStore};
 use super::erasure::{ErasureJob, OpenProof};
+use super::export::ExportJob;
 use super::partitions::PartitionsJob;
 use super::refresh::RefreshJob;
 use super::restore_check::RestoreCheckJob;
@@ -63,6 +64,13 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
         KindSettings::Rollup(rollup) => Arc::new(RollupJob::new(rollup.clone())),
         KindSettings::Refresh(views) => Arc::new(RefreshJob::new(views.clone())),
         KindSettings::Backup(settings) => Arc::new(backup(settings, surroundings)),
+        KindSettings::Export(settings) => Arc::new(ExportJob {
+            settings: settings.clone(),
+            open_store: opening(&settings.store, surroundings),
+            instance: surroundings.instance.clone(),
+            timezone: surroundings.timezone.clone(),
+            sizes: sizes(surroundings.stores.get(&settings.store)),
+        }),
         KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),
         KindSettings::RestoreCheck(settings) => Arc::new(RestoreCheckJob {

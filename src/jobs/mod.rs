@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod build;
 pub mod erasure;
+pub mod export;
 pub mod partitions;
 pub mod refresh;
 pub mod restore_check;
@@ -13,6 +14,7 @@ pub mod transition;
 use serde::Serialize;
 
 use self::backup::BackupSettings;
+use self::export::ExportSettings;
 use self::partitions::PartitionsSettings;
 use self::restore_check::RestoreCheckSettings;
 use self::retention::RetentionSettings;
@@ -37,6 +39,8 @@ pub enum KindSettings {
     Refresh(Views),
     /// `backup = { … }`
     Backup(BackupSettings),
+    /// `export = { … }`
+    Export(ExportSettings),
     /// `erasure = { … }`
     Erasure(Box<Rule>),
     /// `partitions = { … }`
@@ -55,6 +59,7 @@ impl KindSettings {
             Self::Rollup(_) => Kind::Rollup,
             Self::Refresh(_) => Kind::Refresh,
             Self::Backup(_) => Kind::Backup,
+            Self::Export(_) => Kind::Export,
             Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
             Self::RestoreCheck(_) => Kind::RestoreCheck,
@@ -70,6 +75,7 @@ impl KindSettings {
                 Vec::new()
             }
             Self::Backup(settings) => vec![("store", &settings.store)],
+            Self::Export(settings) => vec![("store", &settings.store)],
             Self::RestoreCheck(settings) => vec![("backup", &settings.store)],
         }
     }

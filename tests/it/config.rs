@@ -196,6 +196,22 @@ fn the_keys_that_the_shipped_configuration_leaves_out_are_keys_too() {
 }
 
 #[test]
+fn the_jobs_that_the_shipped_configuration_only_shows_are_jobs_too() {
+    let files = shipped();
+    let text = fs::read_to_string(files.path("config.toml")).unwrap();
+    let open: Vec<&str> = text
+        .lines()
+        .map(|line| line.strip_prefix("#   ").unwrap_or(line))
+        .collect();
+    files.write("config.toml", open.join("\n").as_bytes(), 0o640);
+    let (config, warnings) = files.load().unwrap_or_else(|findings| panic!("{}", report(&findings)));
+    assert!(warnings.is_empty(), "{}", report(&warnings));
+    for job in ["daily-metrics", "refresh-reports", "make-partitions", "export-company"] {
+        assert!(config.jobs.contains_key(&job.parse().unwrap()), "{job}");
+    }
+}
+
+#[test]
 fn every_default_that_the_shipped_configuration_states_is_the_default() {
     let files = shipped();
     let stated = files.load().unwrap().0;
@@ -275,7 +291,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, partitions and restore_check",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, export, partitions and restore_check",
         ]
     );
 }

@@ -23,6 +23,7 @@ mod daemon;
 mod doubt;
 mod erasure;
 mod erasure_proof;
+mod export;
 mod failover;
 mod faults;
 mod partitions;

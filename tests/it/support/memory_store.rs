@@ -24,6 +24,7 @@ pub struct MemoryStore(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     parts_gate: Option<Semaphore>,
+    starts_gate: Option<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +49,22 @@ impl MemoryStore {
     pub fn let_parts_pass(&self) {
         self.0
             .parts_gate
+            .as_ref()
+            .unwrap()
+            .add_permits(Semaphore::MAX_PERMITS / 2);
+    }
+
+    /// A store that does not say that an upload has begun until [`MemoryStore::let_starts_pass`].
+    pub fn with_held_starts() -> Self {
+        Self(Arc::new(Inner {
+            starts_gate: Some(Semaphore::new(0)),
+            ..Inner::default()
+        }))
+    }
+
+    pub fn let_starts_pass(&self) {
+        self.0
+            .starts_gate
             .as_ref()
             .unwrap()
             .add_permits(Semaphore::MAX_PERMITS / 2);
@@ -157,11 +174,17 @@ impl Store for MemoryStore {
         _content_type: &'static str,
     ) -> BoxFuture<'a, Result<Arc<dyn Upload>, StoreError>> {
         async move {
-            let mut state = self.request("start_upload", key.as_str())?;
-            state.next += 1;
-            let id = format!("upload-{}", state.next);
-            state.uploads.insert(id.clone(), BTreeMap::new());
-            state.keys.insert(id.clone(), key.to_string());
+            let id = {
+                let mut state = self.request("start_upload", key.as_str())?;
+                state.next += 1;
+                let id = format!("upload-{}", state.next);
+                state.uploads.insert(id.clone(), BTreeMap::new());
+                state.keys.insert(id.clone(), key.to_string());
+                id
+            };
+            if let Some(gate) = &self.0.starts_gate {
+                gate.acquire().await.unwrap().forget();
+            }
             let upload: Arc<dyn Upload> = Arc::new(MemoryUpload {
                 store: self.clone(),
                 key: key.clone(),
