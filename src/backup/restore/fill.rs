@@ -95,6 +95,10 @@ impl Fill<'_> {
         let (file, writer) = spool::make(self.operation, bytes)?;
         let mut arguments = self.arguments();
         arguments.extend(["--section=pre-data".to_owned(), "--section=data".to_owned()]);
+        // A server that keeps no WAL for others writes none for rows of a table made in the same transaction.
+        if self.request.manifest.toc_entries <= ONE_TRANSACTION {
+            arguments.push("--single-transaction".to_owned());
+        }
         let program = self.start(&self.request.programs.pg_restore, arguments, true)?;
         let sink = |pieces| Sink::PiecesAndContents(pieces, writer);
         let walked = self.feed(program, archive, sink).await?;
