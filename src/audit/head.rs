@@ -133,10 +133,13 @@ impl Head {
         next_link(self.seq, self.hash, now)
     }
 
-    /// Writes the next line and makes it durable; what can not be written whole is taken back.
-    pub(super) fn write(&mut self, line: &[u8]) -> Result<(), AuditError> {
+    /// Writes the next lines and makes them durable together; what can not be written whole is taken
+    /// back.
+    pub(super) fn write(&mut self, lines: &[Vec<u8>]) -> Result<(), AuditError> {
         let path = &self.segment.path;
-        let written = (&self.file).write_all(line).and_then(|()| self.file.sync_data());
+        let written = (&self.file)
+            .write_all(&lines.concat())
+            .and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             let mut failure = AuditError::io("write to", path, &error);
             let undone = self.file.set_len(self.length).and_then(|()| self.file.sync_data());
@@ -146,10 +149,19 @@ impl Head {
             }
             return Err(failure);
         }
-        self.seq = self.seq.saturating_add(1);
-        self.hash = line_digest(line);
-        self.length = self.length.saturating_add(line.len() as u64);
+        for line in lines {
+            self.seq = self.seq.saturating_add(1);
+            self.hash = line_digest(line);
+            self.length = self.length.saturating_add(line.len() as u64);
+        }
         Ok(())
+    }
+}
+
+impl Link {
+    /// The place after a line, which was encoded for this one.
+    pub(super) fn after(self, line: &[u8]) -> Result<Self, AuditError> {
+        next_link(self.seq, line_digest(line), self.ts)
     }
 }
 
@@ -160,16 +172,30 @@ struct Tail {
 
 impl Tail {
     /// A write that a power loss interrupted may be complete in length and hold zeros where a block
-    /// never reached the device. No line of ours holds a NUL byte, so such a line counts as torn; it
-    /// can only be the last one, since each line was durable before the next was begun.
+    /// never reached the device. No line of ours holds a NUL byte, so such a line counts as torn, and
+    /// so does what the same write put behind it. It can only be in the last write, since each was
+    /// durable before the next was begun; the lines of one write carry one instant.
     fn find(file: &File, length: u64) -> io::Result<Self> {
-        let line = last_line(file, length)?;
-        match line {
-            Some((begin, end)) if holds_nul(file, begin, end)? => Ok(Self {
-                line: last_line(file, begin)?,
-            }),
-            _ => Ok(Self { line }),
+        let mut line = last_line(file, length)?;
+        let mut at = line;
+        let mut written: Option<Vec<u8>> = None;
+        while let Some((begin, end)) = at {
+            at = last_line(file, begin)?;
+            let is_torn = holds_nul(file, begin, end)?;
+            let bytes = read_range(file, begin, end.min(begin.saturating_add(CHUNK)))?;
+            let instant = recovery::instant(&bytes);
+            let is_other = written.is_some() && instant.is_some() && instant != written.as_deref();
+            if is_other || instant.is_none() && !is_torn {
+                break;
+            }
+            if let Some(instant) = instant {
+                written = Some(instant.to_vec());
+            }
+            if is_torn {
+                line = at;
+            }
         }
+        Ok(Self { line })
     }
 }
 
@@ -284,5 +310,30 @@ mod tests {
     fn a_last_line_with_a_hole_of_zeros_is_torn() {
         assert_eq!(last(b"a\nb\0b\n"), Some((0, 1)));
         assert_eq!(last(b"a\nb\0b\n\0\0"), Some((0, 1)));
+    }
+
+    #[test]
+    fn what_was_written_together_with_a_hole_of_zeros_is_torn_from_there_on() {
+        let line = |second: u8| {
+            let zeros = "0".repeat(64);
+            format!(
+                "{{\"v\":1,\"seq\":1,\"ts\":\"2026-01-01T00:00:0{second}.000000Z\",\"prev\":\"{zeros}\",\"kind\":\"missed\",\"body\":{{}}}}\n"
+            )
+        };
+        let hole = |second: u8| line(second).replace("missed", "mis\0ed");
+        let whole = |lines: &[String]| {
+            let kept = last(lines.concat().as_bytes()).unwrap().1 + 1;
+            kept / line(0).len() as u64
+        };
+        assert_eq!(whole(&[line(1), line(2), line(2), line(2)]), 4);
+        assert_eq!(whole(&[line(1), line(2), hole(2), line(2)]), 2);
+        assert_eq!(whole(&[line(1), hole(2), line(2), hole(2)]), 1);
+        assert_eq!(whole(&[line(1), hole(2), hole(2), line(2)]), 1);
+        // What was durable before the last write was begun is damage, not a torn write.
+        assert_eq!(whole(&[hole(1), line(1), line(2), line(2)]), 4);
+        assert_eq!(whole(&[line(0), hole(1), line(1), line(2)]), 4);
+        assert_eq!(whole(&[line(0), hole(1), line(2), line(2)]), 4);
+        let lost = line(2).replace("ts", "\0\0");
+        assert_eq!(whole(&[line(1), lost, line(2), line(2)]), 1);
     }
 }

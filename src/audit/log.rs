@@ -1,4 +1,4 @@
-//! Writing the log: one line, one write, durable before the call returns.
+//! Writing the log: a line or some, one write, durable before the call returns.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
@@ -91,16 +91,33 @@ impl AuditLog {
     /// not in the log, and what it announced must not be done. A caller that stops waiting does not
     /// stop the write.
     pub async fn append(&self, entry: Entry) -> Result<Appended, AuditError> {
-        if entry.kind.is_internal() || !entry.body.is_object() {
-            return Err(AuditError::new(
-                format!("write an audit record `{}`", entry.kind),
-                "its body is no JSON object, or only the log itself writes this kind",
-                "this is a fault of pgreeve, please report it",
-            ));
-        }
+        check(&entry)?;
         self.write(move |writer| {
             let (appended, ()) = writer.append(|link, _| Ok((entry.at(link).encode()?, ())))?;
             Ok(appended)
+        })
+        .await
+    }
+
+    /// Puts entries on record, one after the other and at the same instant, with one wait for the
+    /// device. When this returns `Ok` all of them are on it; on an error none is in the log.
+    pub async fn append_all(&self, entries: Vec<Entry>) -> Result<(), AuditError> {
+        entries.iter().try_for_each(check)?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.write(move |writer| {
+            writer.at_end(|head, now, _| {
+                let mut lines = Vec::with_capacity(entries.len());
+                let mut place = head.next(now)?;
+                for entry in &entries {
+                    let line = entry.at(place).encode()?;
+                    place = place.after(&line)?;
+                    lines.push(line);
+                }
+                head.write(&lines)
+            })?;
+            Ok(())
         })
         .await
     }
@@ -146,6 +163,18 @@ impl AuditLog {
     }
 }
 
+/// Whether an entry may be written by callers.
+fn check(entry: &Entry) -> Result<(), AuditError> {
+    if entry.kind.is_internal() || !entry.body.is_object() {
+        return Err(AuditError::new(
+            format!("write an audit record `{}`", entry.kind),
+            "its body is no JSON object, or only the log itself writes this kind",
+            "this is a fault of pgreeve, please report it",
+        ));
+    }
+    Ok(())
+}
+
 #[derive(Debug)]
 struct Writer {
     dir: PathBuf,
@@ -165,6 +194,18 @@ impl Writer {
         &mut self,
         encode: impl FnOnce(Link, &KeyPair) -> Result<(Vec<u8>, T), AuditError>,
     ) -> Result<(Appended, T), AuditError> {
+        self.at_end(|head, now, key| {
+            let (line, made) = encode(head.next(now)?, key)?;
+            head.write(&[line])?;
+            Ok(made)
+        })
+    }
+
+    /// Lets `write` add lines to the end of the log, all of them as of one instant.
+    fn at_end<T>(
+        &mut self,
+        write: impl FnOnce(&mut Head, Timestamp, &KeyPair) -> Result<T, AuditError>,
+    ) -> Result<(Appended, T), AuditError> {
         self.check_writable()?;
         let _lock = Lock::exclusive(&self.dir)?;
         // Taken, not borrowed: whatever fails below, the next call reads the end of the log anew.
@@ -176,8 +217,7 @@ impl Writer {
         if head.is_full(now, self.segment_bytes) {
             head = Head::begin_segment(&self.dir, &self.instance, Some(&head), now)?;
         }
-        let (line, made) = encode(head.next(now)?, &self.key)?;
-        head.write(&line)?;
+        let made = write(&mut head, now, &self.key)?;
         Ok((self.keep(head), made))
     }
 
@@ -241,7 +281,7 @@ impl Writer {
             );
         }
         let link = head.next(self.now())?;
-        head.write(&Record::new(link, RecordKind::LogRecovered, RecoveredBody { torn }).encode()?)?;
+        head.write(&[Record::new(link, RecordKind::LogRecovered, RecoveredBody { torn }).encode()?])?;
         Ok(head)
     }
 
@@ -302,5 +342,23 @@ mod tests {
                 .any(|warning| warning.contains("steps back 1 time(s), first at record 7")),
             "{result:#?}"
         );
+    }
+
+    #[tokio::test]
+    async fn records_that_are_written_together_are_a_chain_as_of_one_instant_and_all_or_none_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(dir.path(), "db1").unwrap();
+        let entry = |number: u64| Entry::new(RecordKind::Missed, serde_json::json!({ "number": number }));
+        log.append_all(Vec::new()).await.unwrap();
+        log.append_all((2..=40).map(entry).collect()).await.unwrap();
+        let last = log.append(entry(41)).await.unwrap();
+        assert_eq!(last.seq, 41, "the segment's own record is the first");
+        let wrong = vec![entry(42), Entry::new(RecordKind::Missed, serde_json::json!(1))];
+        log.append_all(wrong).await.unwrap_err();
+        let result = crate::audit::verify(dir.path(), None, &[]).unwrap();
+        assert!(result.ok && result.records == 41, "{result:#?}");
+        // Another process goes on where they end.
+        let other = AuditLog::open(dir.path(), "db1").unwrap();
+        assert_eq!(other.append(entry(42)).await.unwrap().seq, 42);
     }
 }

@@ -14,6 +14,17 @@ pub trait Recorder: Send + Sync {
     /// Makes a record durable, or says why not. `kind` is a word of the audit log's list, such as
     /// `backup.committed`; `body` holds no personal data.
     fn record<'a>(&'a self, kind: &'static str, body: Value) -> BoxFuture<'a, Result<(), RecordError>>;
+
+    /// The same of several records of one kind, in their order. An audit log waits for its device once.
+    fn record_all<'a>(&'a self, kind: &'static str, bodies: Vec<Value>) -> BoxFuture<'a, Result<(), RecordError>> {
+        async move {
+            for body in bodies {
+                self.record(kind, body).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
 }
 
 /// The audit log could not be written; what the record announced must not be done.
@@ -56,11 +67,16 @@ impl RunRecorder {
 
 impl Recorder for RunRecorder {
     fn record<'a>(&'a self, kind: &'static str, body: Value) -> BoxFuture<'a, Result<(), RecordError>> {
+        self.record_all(kind, vec![body])
+    }
+
+    fn record_all<'a>(&'a self, kind: &'static str, bodies: Vec<Value>) -> BoxFuture<'a, Result<(), RecordError>> {
         async move {
             let kind = RecordKind::from_word(kind)
                 .ok_or_else(|| RecordError(format!("`{kind}` is no kind of audit record")))?;
-            match self.log.append(self.entry(kind, body)).await {
-                Ok(_) => Ok(()),
+            let entries = bodies.into_iter().map(|body| self.entry(kind, body)).collect();
+            match self.log.append_all(entries).await {
+                Ok(()) => Ok(()),
                 Err(error) => Err(RecordError(format!("{error}; {}", error.remedy))),
             }
         }

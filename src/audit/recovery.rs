@@ -62,6 +62,18 @@ impl Torn {
     }
 }
 
+/// When a line was written, as its own text, also where another part of the line is lost. The lines of
+/// one write carry one instant, those of different writes never do.
+pub(crate) fn instant(line: &[u8]) -> Option<&[u8]> {
+    let at = memchr::memmem::find(line, INSTANT)?;
+    let text = line.get(at.saturating_add(INSTANT.len())..)?;
+    let text = text.get(..memchr::memchr(b'"', text)?)?;
+    (!text.contains(&0)).then_some(text)
+}
+
+/// What stands before the instant in the lines of the audit log and of the ledger of erasures.
+const INSTANT: &[u8] = b"\"ts\":\"";
+
 /// Moves the bytes from `begin` to `end` out of a segment. They are durable elsewhere before they go;
 /// [`pending`] finds them again should the record about them not be written.
 pub(crate) fn set_aside(

@@ -1,5 +1,7 @@
 //! Verbs on legal holds: `hold place`, `hold release`, `hold list`.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection};
@@ -19,6 +21,9 @@ use crate::postgres::connect::{Session, SessionSettings};
 use crate::postgres::quote::identifier;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::{Name, TableName, ValueError, fingerprint};
+
+/// How long the rows of a new hold are counted.
+const COUNT_TIME: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HoldVerb {
@@ -105,14 +110,44 @@ async fn place(config: &Config, arguments: &PlaceArguments, json: bool) -> Resul
         .actor(actor);
     audit.append(entry).await.map_err(|error| audit_failure(&error))?;
     transaction.commit().await.map_err(|error| failed(error.into()))?;
+    let rows = covered(&mut session, &relation, &arguments.condition).await;
     session.close().await;
     if json {
-        let placed = json!({ "hold_id": hold_id, "database": database, "table": relation.display() });
+        let placed = json!({ "hold_id": hold_id, "database": database, "table": relation.display(), "rows": rows });
         output::document(&json!({ "version": 1, "hold": placed }));
     } else {
-        output::line(&format!("hold {hold_id} stands on {}", relation.display()));
+        let covers = match rows {
+            Some(0) => " and covers no row now: what was deleted before it stood is gone".to_owned(),
+            Some(1) => " and covers 1 row".to_owned(),
+            Some(rows) => format!(" and covers {rows} rows"),
+            None => format!("; its rows were not counted within {} s", COUNT_TIME.as_secs()),
+        };
+        output::line(&format!("hold {hold_id} stands on {}{covers}", relation.display()));
     }
     Ok(Exit::Green)
+}
+
+/// How many rows a hold that stands covers; nothing where that takes too long or cannot be read. The
+/// hold stands all the same.
+async fn covered(session: &mut Session, relation: &Relation, condition: &str) -> Option<u64> {
+    let sql = format!(
+        "SELECT count(*) FROM {} AS {} WHERE (\n{condition}\n) IS TRUE",
+        relation.quoted(),
+        identifier(&relation.name)
+    );
+    let mut transaction = session.connection().begin().await.ok()?;
+    sqlx::query("SELECT pg_catalog.set_config('statement_timeout', $1, true)")
+        .bind(format!("{}ms", COUNT_TIME.as_millis()))
+        .execute(&mut *transaction)
+        .await
+        .ok()?;
+    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
+        .persistent(false)
+        .fetch_one(&mut *transaction)
+        .await
+        .ok()?;
+    transaction.rollback().await.ok()?;
+    Some(rows.unsigned_abs())
 }
 
 async fn release(

@@ -78,6 +78,18 @@ impl Trouble {
         }
     }
 
+    /// The end of a run whose work is about several requests.
+    #[must_use]
+    pub fn into_run(self, operation: &str) -> JobError {
+        match self {
+            Self::Run(error) => error,
+            Self::Transient(cause) | Self::Late(cause) => JobError::transient(operation, cause),
+            Self::Permanent(cause) => JobError::permanent(operation, cause),
+            Self::Lost => JobError::transient(operation, "another worker has taken one of them"),
+            Self::Stopped => JobError::cancelled(operation),
+        }
+    }
+
     /// Sorts an error on the way to the server.
     pub fn sql(operation: &str) -> impl Fn(sqlx::Error) -> Self + use<'_> {
         move |error| Self::of(operation, &error.into())

@@ -123,61 +123,97 @@ impl HostProof {
 
     /// Signs a document and keeps it under a name. Blocks.
     pub(crate) fn keep(&self, name: &str, document: &impl Serialize) -> Result<Signed, MemoryError> {
-        let dir = ledger_dir(&self.settings.state_dir).join(CERTIFICATES);
-        let path = dir.join(name);
-        let signed = certificate::sign(document, &self.signer).map_err(|cause| {
-            MemoryError::new(
-                format!("sign {}", path.display()),
-                cause,
-                "this is a fault of pgreeve, please report it",
-            )
-        })?;
-        std::fs::create_dir_all(&dir).map_err(|error| MemoryError::io("create the directory", &dir, &error))?;
-        // An attempt that died before the request was closed may have left one.
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(MemoryError::io("replace", &path, &error));
-            }
-            _ => {}
-        }
-        file::write_new(&dir, &path, file::MODE, signed.text().as_bytes())?;
+        let signed = self.sign(name, document)?;
+        write(&self.certificates(), name, signed.text())?;
         Ok(signed)
     }
 
-    async fn certify_account(&self, account: &Account) -> Result<Value, MemoryError> {
-        let begun_after = self.memory.begun_after(account.request.0).await?;
-        let mark = self.memory.finish(account.request.0, account.state.as_str()).await?;
-        let mut from = begun_after;
-        if from.is_none() {
+    fn certificates(&self) -> PathBuf {
+        ledger_dir(&self.settings.state_dir).join(CERTIFICATES)
+    }
+
+    fn sign(&self, name: &str, document: &impl Serialize) -> Result<Signed, MemoryError> {
+        certificate::sign(document, &self.signer).map_err(|cause| {
+            MemoryError::new(
+                format!("sign {}", self.certificates().join(name).display()),
+                cause,
+                "this is a fault of pgreeve, please report it",
+            )
+        })
+    }
+
+    async fn certify_all(&self, accounts: &[Account]) -> Result<Vec<Value>, MemoryError> {
+        let ends = accounts
+            .iter()
+            .map(|account| (account.request.0, account.state.as_str().to_owned()))
+            .collect();
+        let begun_after = self.memory.finish_all(ends).await?;
+        let mark = self.memory.mark().await?;
+        let mut closed = None;
+        let mut froms = Vec::with_capacity(accounts.len());
+        for (account, from) in accounts.iter().zip(begun_after) {
             // An attempt that died before the request was closed has closed the entry.
-            let (dir, request) = (self.memory.dir().to_path_buf(), account.request.0);
-            let recalled = move || {
-                let recall = Recall::load(&[dir])?;
-                let mut begun = recall.begun().filter(|begun| begun.request == request);
-                Ok(begun.next().map(|begun| begun.audit))
-            };
-            from = blocking(recalled).await?;
+            froms.push(match (from, &mut closed) {
+                (Some(from), _) => Some(from),
+                (None, Some(recall)) => begun_in(recall, account),
+                (None, none) => begun_in(none.insert(self.recall().await?), account),
+            });
         }
         let audit = self.settings.state_dir.join("audit");
         let to = blocking(move || Ok(audit::last_record(&audit)?)).await?;
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let holdings = self.holdings.get_or_init(|| copies::list(&self.settings.backups)).await;
-        let circumstances = Circumstances {
-            issued_at: Timestamp::now(),
-            instance: self.settings.instance.clone(),
-            system_identifier: server.system_identifier,
-            ledger: Some(mark),
-            audit_records: from.map(|from| (from, to)),
-            second_scan_due_at: account
-                .finished_at
-                .and_then(|at| at.checked_add(SECOND_SCAN_AFTER).ok()),
-            copies: holdings.of(account, &server.archives),
-            recipients: self.settings.recipients.keys().map(ToString::to_string).collect(),
-        };
-        let document = Certificate::new(account.clone(), circumstances, self.signer.public());
-        let signed = self.keep(&format!("{}.json", account.request), &document)?;
-        Ok(json!({ "sha256": signed.digest(), "document": signed.text() }))
+        let documents = accounts.iter().zip(froms).map(|(account, from)| {
+            let circumstances = Circumstances {
+                issued_at: Timestamp::now(),
+                instance: self.settings.instance.clone(),
+                system_identifier: server.system_identifier.clone(),
+                ledger: Some(mark.clone()),
+                audit_records: from.map(|from| (from, to)),
+                second_scan_due_at: account
+                    .finished_at
+                    .and_then(|at| at.checked_add(SECOND_SCAN_AFTER).ok()),
+                copies: holdings.of(account, &server.archives),
+                recipients: self.settings.recipients.keys().map(ToString::to_string).collect(),
+            };
+            let document = Certificate::new(account.clone(), circumstances, self.signer.public());
+            let (dir, name) = (self.certificates(), format!("{}.json", account.request));
+            let signed = self.sign(&name, &document);
+            blocking(move || {
+                let signed = signed?;
+                write(&dir, &name, signed.text())?;
+                Ok(json!({ "sha256": signed.digest(), "document": signed.text() }))
+            })
+        });
+        // At the same time: the filesystem makes many files durable for the price of a few.
+        futures::future::try_join_all(documents).await
     }
+
+    async fn recall(&self) -> Result<Recall, MemoryError> {
+        let dir = self.memory.dir().to_path_buf();
+        blocking(move || Recall::load(&[dir])).await
+    }
+}
+
+/// Keeps a signed document under a name, in the place of an earlier one. Blocks.
+fn write(dir: &Path, name: &str, text: &str) -> Result<(), MemoryError> {
+    let path = dir.join(name);
+    std::fs::create_dir_all(dir).map_err(|error| MemoryError::io("create the directory", dir, &error))?;
+    // An attempt that died before the request was closed may have left one.
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(MemoryError::io("replace", &path, &error));
+        }
+        _ => {}
+    }
+    file::write_new(dir, &path, file::MODE, text.as_bytes())?;
+    Ok(())
+}
+
+/// The last record of the audit log when a request was begun first.
+fn begun_in(recall: &Recall, account: &Account) -> Option<u64> {
+    let mut begun = recall.begun().filter(|begun| begun.request == account.request.0);
+    begun.next().map(|begun| begun.audit)
 }
 
 /// The directory of certificates and addenda, below the ledger's.
@@ -240,21 +276,25 @@ impl Proof for HostProof {
         })
     }
 
-    fn remember<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>> {
+    fn remember<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>> {
         async move {
             let audit = self.settings.state_dir.join("audit");
             let audit = blocking(move || Ok(audit::last_record(&audit)?)).await?;
-            let begun = Begun {
-                request: account.request.0,
-                job: account.job.clone(),
-                database: account.database.clone(),
-                table: account.subject_table.clone(),
-                policy: account.policy.clone(),
-                key: account.subject.key_id.parse().map_err(malformed)?,
-                token: account.subject.token.parse().map_err(malformed)?,
-                audit,
-            };
-            Ok(json!(self.memory.begin(begun).await?))
+            let begun = accounts.iter().map(|account| {
+                Ok(Begun {
+                    request: account.request.0,
+                    job: account.job.clone(),
+                    database: account.database.clone(),
+                    table: account.subject_table.clone(),
+                    policy: account.policy.clone(),
+                    key: account.subject.key_id.parse().map_err(malformed)?,
+                    token: account.subject.token.parse().map_err(malformed)?,
+                    audit,
+                })
+            });
+            let begun = begun.collect::<Result<Vec<Begun>, MemoryError>>()?;
+            let marks = self.memory.begin_all(begun).await?;
+            Ok(marks.into_iter().map(|mark| json!(mark)).collect())
         }
         .boxed()
     }
@@ -283,15 +323,20 @@ impl Proof for HostProof {
 
     fn seal<'a>(
         &'a self,
-        request: RequestId,
-        search: &'a Search,
-    ) -> BoxFuture<'a, Result<Option<Vec<u8>>, ProofError>> {
-        let (sealed, search) = (self.sealed.clone(), search.clone());
-        async move { Ok(Some(blocking(move || sealed.split(request, &search)).await?)) }.boxed()
+        searches: &'a [(RequestId, &'a Search)],
+    ) -> BoxFuture<'a, Result<Vec<Option<Vec<u8>>>, ProofError>> {
+        async move {
+            let halves = searches.iter().map(|(request, search)| {
+                let (sealed, request, search) = (self.sealed.clone(), *request, (*search).clone());
+                blocking(move || sealed.split(request, &search).map(Some))
+            });
+            Ok(futures::future::try_join_all(halves).await?)
+        }
+        .boxed()
     }
 
-    fn certify<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>> {
-        async move { Ok(self.certify_account(account).await?) }.boxed()
+    fn certify<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>> {
+        async move { Ok(self.certify_all(accounts).await?) }.boxed()
     }
 
     fn attend<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Value, JobError>> {

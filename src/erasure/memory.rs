@@ -122,39 +122,68 @@ impl Memory {
         &self.dir
     }
 
-    /// Remembers that a subject is about to be erased. When this returns `Ok` the entry is on the
-    /// device. A request that was begun before and is not done keeps its entry.
+    /// Remembers that a subject is about to be erased; see [`Memory::begin_all`].
     pub async fn begin(&self, begun: Begun) -> Result<ErasureMark, MemoryError> {
-        self.write(move |writer| match writer.open.get(&begun.request) {
-            Some((mark, _)) => Ok(mark.clone()),
-            None => writer.append(Event::Begun(begun)),
-        })
-        .await
+        let marks = self.begin_all(vec![begun]).await?;
+        self.only(marks)
     }
 
-    /// Remembers how the erasure of a request ended. One that is not open any more is left alone.
-    pub async fn finish(&self, request: Uuid, outcome: &str) -> Result<ErasureMark, MemoryError> {
-        let outcome = outcome.to_owned();
+    /// Remembers that some subjects are about to be erased, with one wait for the device. When this
+    /// returns `Ok` all entries are on it. A request that was begun before and is not done keeps its
+    /// entry. The answers are in their order.
+    pub async fn begin_all(&self, begun: Vec<Begun>) -> Result<Vec<ErasureMark>, MemoryError> {
         self.write(move |writer| {
-            if writer.open.contains_key(&request) {
-                writer.append(Event::Done { request, outcome })
-            } else {
-                Ok(writer.mark())
-            }
+            let requests: Vec<Uuid> = begun.iter().map(|begun| begun.request).collect();
+            let new = begun
+                .into_iter()
+                .filter(|begun| !writer.open.contains_key(&begun.request));
+            let new: Vec<Event> = new.map(Event::Begun).collect();
+            writer.append(new)?;
+            let marks = requests.iter().filter_map(|request| writer.open.get(request));
+            Ok(marks.map(|(mark, _)| mark.clone()).collect())
         })
         .await
     }
 
-    /// The last record of the audit log when a request was begun; `None` for one that is not open.
-    pub async fn begun_after(&self, request: Uuid) -> Result<Option<u64>, MemoryError> {
-        self.write(move |writer| Ok(writer.open.get(&request).map(|(_, audit)| *audit)))
-            .await
+    /// Remembers how the erasure of a request ended; see [`Memory::finish_all`].
+    pub async fn finish(&self, request: Uuid, outcome: &str) -> Result<ErasureMark, MemoryError> {
+        self.finish_all(vec![(request, outcome.to_owned())]).await?;
+        self.mark().await
+    }
+
+    /// Remembers how the erasures of some requests ended, with one wait for the device. One that is
+    /// not open any more is left alone. Answers with the last record of the audit log when each was
+    /// begun, where it was open.
+    pub async fn finish_all(&self, ends: Vec<(Uuid, String)>) -> Result<Vec<Option<u64>>, MemoryError> {
+        self.write(move |writer| {
+            let open = |request: &Uuid| writer.open.get(request).map(|(_, audit)| *audit);
+            let begun: Vec<Option<u64>> = ends.iter().map(|(request, _)| open(request)).collect();
+            let ends = ends.into_iter().zip(&begun).filter(|(_, begun)| begun.is_some());
+            let done = ends
+                .map(|((request, outcome), _)| Event::Done { request, outcome })
+                .collect();
+            writer.append(done)?;
+            Ok(begun)
+        })
+        .await
+    }
+
+    fn only(&self, marks: Vec<ErasureMark>) -> Result<ErasureMark, MemoryError> {
+        marks.into_iter().next().ok_or_else(|| {
+            MemoryError::damaged(
+                &self.dir.display().to_string(),
+                "the entry that was written is not in it",
+            )
+        })
     }
 
     /// Remembers that a key is about to be destroyed.
     pub async fn forget_key(&self, key: KeyId) -> Result<ErasureMark, MemoryError> {
-        self.write(move |writer| writer.append(Event::KeyDestroyed { key }))
-            .await
+        self.write(move |writer| {
+            writer.append(vec![Event::KeyDestroyed { key }])?;
+            Ok(writer.mark())
+        })
+        .await
     }
 
     /// How far the ledger is.
@@ -261,10 +290,12 @@ impl Writer {
                 return Ok(());
             }
             let text = bytes.strip_suffix(b"\n");
+            // A power loss may leave zeros where a block never reached the device. With entries of
+            // another write behind them it is damage to what was durable, and that is for an operator
+            // to decide.
             let is_last = self.length.saturating_add(read as u64) == opened.len();
-            // A power loss may leave zeros where a block never reached the device.
-            let is_torn = text.is_none_or(|text| memchr::memchr(0, text).is_some());
-            if is_last && is_torn {
+            let has_hole = memchr::memchr(0, &bytes).is_some();
+            if is_last && text.is_none() || has_hole && is_one_write(&bytes, &mut reader).map_err(failed)? {
                 return self.set_aside(opened.len());
             }
             let (line, end) = self
@@ -293,11 +324,20 @@ impl Writer {
         )?)
     }
 
-    fn append(&mut self, event: Event) -> Result<ErasureMark, MemoryError> {
-        let (line, bytes, end) = self
-            .end
-            .write(Timestamp::now(), event)
-            .map_err(|cause| self.damaged(cause))?;
+    /// Writes some events, a line each, and waits for the device once.
+    fn append(&mut self, events: Vec<Event>) -> Result<(), MemoryError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let (mut end, mut bytes, mut lines) = (self.end, Vec::new(), Vec::new());
+        // One instant for all: see `is_one_write`.
+        let now = Timestamp::now();
+        for event in events {
+            let (line, text, next) = end.write(now, event).map_err(|cause| self.damaged(cause))?;
+            lines.push((line, next, text.len() as u64));
+            bytes.extend(text);
+            end = next;
+        }
         let written = self.file.write_all(&bytes).and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             let mut failure = MemoryError::io("write to", &self.path, &error);
@@ -307,8 +347,10 @@ impl Writer {
             }
             return Err(failure);
         }
-        self.take(line, end, bytes.len() as u64);
-        Ok(self.mark())
+        for (line, end, length) in lines {
+            self.take(line, end, length);
+        }
+        Ok(())
     }
 
     fn take(&mut self, line: Line, end: End, bytes: u64) {
@@ -337,6 +379,25 @@ impl Writer {
 
     fn damaged(&self, cause: impl Into<String>) -> MemoryError {
         MemoryError::damaged(&self.path.display().to_string(), cause)
+    }
+}
+
+/// Whether a line with a hole and all behind it can be of one write: they carry the same instant, as
+/// far as they can be read.
+fn is_one_write(line: &[u8], reader: &mut impl BufRead) -> io::Result<bool> {
+    let mut written = recovery::instant(line).map(<[u8]>::to_vec);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        if reader.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut bytes)? == 0 {
+            return Ok(true);
+        }
+        match (recovery::instant(&bytes), &written) {
+            (Some(instant), Some(written)) if instant != written => return Ok(false),
+            (Some(instant), _) => written = Some(instant.to_vec()),
+            (None, _) if bytes.ends_with(b"\n") && memchr::memchr(0, &bytes).is_none() => return Ok(false),
+            (None, _) => {}
+        }
     }
 }
 
@@ -385,6 +446,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn requests_that_are_begun_together_have_an_entry_each_and_are_begun_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = Memory::open(dir.path(), "db1").unwrap();
+        let second = memory.begin(begun(2)).await.unwrap();
+        let marks = memory.begin_all((1..=3).map(begun).collect()).await.unwrap();
+        let entries: Vec<u64> = marks.iter().map(|mark| mark.entries).collect();
+        assert_eq!((entries, &marks[1]), (vec![3, 2, 4], &second));
+        let ends = [1, 9, 3].map(|request| (Uuid::from_u128(request), "completed".to_owned()));
+        assert_eq!(
+            memory.finish_all(ends.to_vec()).await.unwrap(),
+            [Some(1), None, Some(1)]
+        );
+        // Another process reads the same.
+        let again = Memory::open(dir.path(), "db1").unwrap();
+        let mark = again.mark().await.unwrap();
+        assert_eq!((mark.entries, &mark), (6, &memory.mark().await.unwrap()));
+        assert_eq!(again.begin(begun(2)).await.unwrap(), second);
+    }
+
+    #[tokio::test]
     async fn a_line_that_a_crash_cut_short_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let memory = Memory::open(dir.path(), "db1").unwrap();
@@ -399,6 +480,29 @@ mod tests {
             "{names:?}"
         );
         assert_eq!(again.begin(begun(2)).await.unwrap().entries, 3);
+    }
+
+    #[tokio::test]
+    async fn a_hole_in_the_last_write_is_set_aside_with_what_stands_behind_it_and_an_older_one_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = Memory::open(dir.path(), "db1").unwrap();
+        let first = memory.begin(begun(1)).await.unwrap();
+        memory.begin_all((2..=4).map(begun).collect()).await.unwrap();
+        let path = dir.path().join(FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let hole = |at: usize| {
+            let mut lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+            lines[at] = lines[at].replace("begun", "be\0un");
+            fs::write(&path, lines.concat()).unwrap();
+        };
+        hole(1);
+        let error = Memory::open(dir.path(), "db1").unwrap_err();
+        assert!(error.cause.contains("entry 2 cannot be read"), "{error}");
+        hole(3);
+        let mark = Memory::open(dir.path(), "db1").unwrap().mark().await.unwrap();
+        assert_eq!(mark.entries, first.entries + 1);
+        assert_eq!(fs::read_to_string(&path).unwrap(), lines[..3].concat());
     }
 
     #[tokio::test]

@@ -19,8 +19,10 @@
 //!
 //! `received → planned → approved → processing → verifying → completed`. Before the first row goes,
 //! the request stands in the audit log and in the ledger on the host, so that a restore from an older
-//! backup knows of it. Each step is one transaction that holds the leader's fence, the request's lease
-//! and the legal holds, does its work and writes its row; a step that is done is not done again.
+//! backup knows of it. The steps of a request with few rows are one transaction, those of one with many
+//! are one each; it holds the leader's fence, the request's lease and the legal holds, does their work
+//! and writes their rows, and a step that is done is not done again. What waits for the disk (the
+//! announcement, the certificate, the end) is done for some requests at a time.
 
 pub mod afterwards;
 pub mod certificate;

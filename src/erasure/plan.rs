@@ -106,6 +106,15 @@ impl ErasurePlan {
         self.stages.iter().flatten()
     }
 
+    /// Whether a mask replaces the subject's identifiers in texts.
+    #[must_use]
+    pub fn replaces_texts(&self) -> bool {
+        self.steps().any(|step| match &step.work {
+            Work::Mask(set) => set.iter().any(|(_, mask)| *mask == Mask::TextReplace),
+            _ => false,
+        })
+    }
+
     /// The part of the schema that the plan was made for: tables, their foreign keys in reach, and
     /// their columns that can hold text.
     #[must_use]

@@ -16,10 +16,11 @@ pub trait Proof: Send + Sync {
     /// The keyed digest that stands for a subject from now on.
     fn token(&self, subject: &Subject<'_>) -> Result<SubjectToken, ProofError>;
 
-    /// Makes it durable on the host that a subject is about to be erased, so that a restore from an
-    /// older backup knows of it. Called before the first destructive step, again by each attempt:
-    /// repeating it changes nothing. Answers with what the audit record says of the entry.
-    fn remember<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>>;
+    /// Makes it durable on the host that some subjects are about to be erased, so that a restore from
+    /// an older backup knows of them. Called before the first destructive step, again by each attempt:
+    /// repeating it changes nothing. Answers, in their order, with what the audit record says of each
+    /// entry.
+    fn remember<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>>;
 
     /// Searches what is left of subjects, all in one pass; reads only, and answers for each with
     /// counts, never values.
@@ -29,17 +30,20 @@ pub trait Proof: Send + Sync {
         searches: &'a [Search],
     ) -> BoxFuture<'a, Result<Vec<Residue>, ProofError>>;
 
-    /// Keeps what a second scan needs apart from the database; what it answers with is kept there,
-    /// and means nothing by itself. Called after the scan and before the transaction that closes the
-    /// request.
-    fn seal<'a>(&'a self, request: RequestId, search: &'a Search)
-    -> BoxFuture<'a, Result<Option<Vec<u8>>, ProofError>>;
+    /// Keeps what second scans need apart from the database; what it answers with, in their order, is
+    /// kept there, and means nothing by itself. Called after the scan and before the transactions that
+    /// close the requests.
+    fn seal<'a>(
+        &'a self,
+        searches: &'a [(RequestId, &'a Search)],
+    ) -> BoxFuture<'a, Result<Vec<Option<Vec<u8>>>, ProofError>>;
 
-    /// Closes the host's entry and signs the certificate, which is kept with the request. Called
-    /// before the transaction that closes the request, again by each attempt.
+    /// Closes the host's entries and signs the certificates, which are kept with the requests. Called
+    /// before the transactions that close the requests, again by each attempt.
     ///
-    /// Answers with `{"sha256": …, "document": TEXT}`: the signature is over the bytes of the text.
-    fn certify<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>>;
+    /// Answers, in their order, with `{"sha256": …, "document": TEXT}`: the signature is over the bytes
+    /// of the text.
+    fn certify<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>>;
 
     /// Does what is to be done after the requests of a run, also when there was none: recipients are
     /// told, objects deleted, second scans made, the ledger copied to the stores. Answers with what

@@ -1,6 +1,6 @@
 //! A whole run: what a plan shows, and the requests one after the other, most urgent first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::close::Found;
 use super::execute::{Trouble, Worker};
 use super::intake::{self, Taken};
 use super::plan::{self, ErasurePlan, Work};
@@ -24,6 +25,9 @@ use crate::postgres::sqlstate::DatabaseError;
 
 /// How often a request is tried before it has failed.
 const MOST_ATTEMPTS: i32 = 12;
+
+/// How many requests are announced, and closed, together: each of these waits for the disk once.
+const GROUP: usize = 32;
 
 /// How often rows that come late are followed within one attempt.
 const MOST_LATE: u32 = 5;
@@ -236,7 +240,12 @@ pub async fn erase_one(worker: &mut Worker<'_>, key: &SubjectKey, requested_by: 
         .map_err(failed)?;
     transaction.commit().await.map_err(|error| failed(error.into()))?;
     let mut tally = Tally::default();
-    let ended = match attempt(worker, &request, &mut tally).await {
+    plan_for(worker, Planning::Steps).await?;
+    let stepped = alone(worker, &request, &mut tally).await;
+    if stepped.is_ok() {
+        plan_for(worker, Planning::Scans).await?;
+    }
+    let ended = match stepped {
         Ok(true) => finish(worker, vec![request.clone()], &mut tally).await,
         Ok(false) => Ok(()),
         Err(Trouble::Run(error)) => Err(error),
@@ -259,82 +268,165 @@ pub async fn erase_one(worker: &mut Worker<'_>, key: &SubjectKey, requested_by: 
     })
 }
 
+/// One request by itself, from its scope to its last step.
+async fn alone(worker: &mut Worker<'_>, request: &Request, tally: &mut Tally) -> Result<bool, Trouble> {
+    let found = scope::resolve(worker, request).await?;
+    let request = Request {
+        found: Some(found),
+        ..request.clone()
+    };
+    close::announce(worker, std::slice::from_ref(&request)).await?;
+    attempt(worker, &request, tally).await
+}
+
 async fn work(worker: &mut Worker<'_>, tally: &mut Tally, progress: &crate::job::Progress) -> Result<(), JobError> {
     tally.taken = intake::take(worker).await?;
     tally.failed += tally.taken.failed;
     ready(worker).await?;
     warn(worker).await?;
+    plan_for(worker, Planning::Steps).await?;
+    let stepped = erase(worker, tally, progress).await?;
+    plan_for(worker, Planning::Scans).await?;
+    finish(worker, stepped, tally).await
+}
+
+/// Chooses how the planner works from now on. Stale statistics must not turn a step into a read of
+/// the whole table, and compiling costs more than a step; a scan is the opposite of both, and has the
+/// settings that the session began with.
+async fn plan_for(worker: &mut Worker<'_>, work: Planning) -> Result<(), JobError> {
+    let value = match work {
+        Planning::Steps => "'off'",
+        Planning::Scans => "reset_val",
+    };
+    let sql = format!(
+        "SELECT pg_catalog.set_config(name, {value}, false) FROM pg_catalog.pg_settings WHERE name IN ('enable_seqscan', 'jit')"
+    );
+    sqlx::query(AssertSqlSafe(sql))
+        .execute(worker.session.connection())
+        .await
+        .map_err(|error| JobError::database("set up the session", &error.into()))?;
+    Ok(())
+}
+
+/// What the planner plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Planning {
+    /// Statements that find few rows by an index.
+    Steps,
+    /// Reads of whole tables.
+    Scans,
+}
+
+/// Does the steps of all that waits, some requests at a time, most urgent first. Answers with those
+/// that are done.
+async fn erase(
+    worker: &mut Worker<'_>,
+    tally: &mut Tally,
+    progress: &crate::job::Progress,
+) -> Result<Vec<Request>, JobError> {
     let mut stepped: Vec<Request> = Vec::new();
     let mut seen = BTreeSet::new();
     while !worker.stop.is_cancelled() {
-        let Some(request) = claim(worker).await? else { break };
-        if !seen.insert(request.id) {
+        let (group, again): (Vec<Request>, Vec<Request>) =
+            (claim(worker).await?.into_iter()).partition(|request| seen.insert(request.id));
+        for request in &again {
             // It came back at once; the next run tries again.
-            put_back(worker, &request).await?;
+            put_back(worker, request).await?;
+        }
+        if group.is_empty() {
             break;
         }
-        match attempt(worker, &request, tally).await {
-            Ok(true) => stepped.push(request),
-            Ok(false) | Err(Trouble::Lost) => {}
-            Err(Trouble::Stopped) => break,
-            Err(trouble) => give_up(worker, &request, trouble, tally).await?,
+        for round in rounds(group) {
+            for request in announced(worker, round, tally).await? {
+                if worker.stop.is_cancelled() {
+                    break;
+                }
+                match attempt(worker, &request, tally).await {
+                    Ok(true) => stepped.push(request),
+                    Ok(false) | Err(Trouble::Lost) => {}
+                    Err(Trouble::Stopped) => break,
+                    Err(trouble) => give_up(worker, &request, trouble, tally).await?,
+                }
+                progress.set("rows", tally.rows, None);
+            }
         }
-        progress.set("rows", tally.rows, None);
     }
     if worker.stop.is_cancelled() {
         return Err(JobError::cancelled("work on the requests for erasure"));
     }
-    finish(worker, stepped, tally).await
+    Ok(stepped)
 }
 
-/// The steps of one request. True when they are done, false when holds keep some of them.
-async fn attempt(worker: &mut Worker<'_>, request: &Request, tally: &mut Tally) -> Result<bool, Trouble> {
-    let before = total(worker, request).await?;
-    let mut resolved = request.resolved;
-    let mut late = 0;
-    let result = loop {
-        let tried = async {
-            if !resolved {
-                scope::resolve(worker, request).await?;
-            }
-            close::announce(worker, request).await?;
-            let stepped = steps::all(worker, request).await?;
-            if steps::verified(worker, request).await? {
-                Ok(stepped)
-            } else {
-                Err(Trouble::Late(
-                    "rows of the subject have come while it was erased".to_owned(),
-                ))
-            }
-        };
-        match tried.await {
-            Err(Trouble::Late(cause)) if late < MOST_LATE => {
-                late += 1;
-                tracing::debug!(request.id = %request.id, cause, "rows have come meanwhile; the steps are done again");
-                reopen(worker, request).await?;
-                resolved = false;
-            }
-            other => break other,
+/// Splits requests so that nobody is named twice in one part: what a request finds of its subject is
+/// looked for when the steps of the one before are done.
+fn rounds(group: Vec<Request>) -> Vec<Vec<Request>> {
+    let mut named: BTreeMap<String, usize> = BTreeMap::new();
+    let mut rounds: Vec<Vec<Request>> = Vec::new();
+    for request in group {
+        let count = named.entry(request.token.token.clone()).or_default();
+        if rounds.len() == *count {
+            rounds.push(Vec::new());
         }
+        if let Some(round) = rounds.get_mut(*count) {
+            round.push(request);
+        }
+        *count += 1;
+    }
+    rounds
+}
+
+/// Collects what finds the subjects of some requests, then makes it durable that they are about to be
+/// erased. Answers with those whose steps may begin.
+async fn announced(worker: &mut Worker<'_>, group: Vec<Request>, tally: &mut Tally) -> Result<Vec<Request>, JobError> {
+    let mut ready = Vec::with_capacity(group.len());
+    for mut request in group {
+        let resolved = if request.resolved {
+            Ok(request.found.unwrap_or_default())
+        } else {
+            scope::resolve(worker, &request).await
+        };
+        match resolved {
+            Ok(found) => {
+                request.found = Some(found || request.found.unwrap_or_default());
+                ready.push(request);
+            }
+            Err(Trouble::Lost) => {}
+            Err(trouble) => give_up(worker, &request, trouble, tally).await?,
+        }
+    }
+    settled(close::announce(worker, &ready).await)?;
+    Ok(ready)
+}
+
+/// The steps of one request that is announced. True when they are done, false when holds keep some of
+/// them.
+async fn attempt(worker: &mut Worker<'_>, request: &Request, tally: &mut Tally) -> Result<bool, Trouble> {
+    let mut late = 0;
+    let holds = loop {
+        let stepped = steps::all(worker, request, late == 0).await;
+        tally.rows += stepped.as_ref().map_or(0, |stepped| stepped.rows);
+        let cause = match stepped {
+            Ok(stepped) if stepped.verified => break stepped.holds,
+            Ok(_) => "rows of the subject have come while it was erased".to_owned(),
+            Err(Trouble::Late(cause)) => cause,
+            Err(trouble) => return Err(trouble),
+        };
+        if late == MOST_LATE {
+            return Err(Trouble::Late(cause));
+        }
+        late += 1;
+        tracing::debug!(request.id = %request.id, cause, "rows have come meanwhile; the steps are done again");
+        reopen(worker, request).await?;
+        scope::resolve(worker, request).await?;
     };
-    tally.rows += total(worker, request).await?.saturating_sub(before);
-    let stepped = result?;
-    if stepped.holds.is_empty() {
+    if holds.is_empty() {
         return Ok(true);
     }
     tally.on_hold += 1;
-    let holds: Vec<String> = stepped.holds.iter().map(ToString::to_string).collect();
+    let holds: Vec<String> = holds.iter().map(ToString::to_string).collect();
     let reason = format!("the rest waits for the release of the hold {}", holds.join(", "));
     wait(worker, request, RequestState::OnHold, &reason, 0.0).await?;
     Ok(false)
-}
-
-/// Rows that the steps of a request have deleted or changed so far.
-async fn total(worker: &mut Worker<'_>, request: &Request) -> Result<u64, Trouble> {
-    let rows = erasures::steps(worker.session.connection(), request.id)
-        .await
-        .map_err(|error| Trouble::of("read the steps", &error))?;
-    Ok(rows.iter().filter(|row| row.action != "keep").map(|row| row.rows).sum())
 }
 
 async fn reopen(worker: &mut Worker<'_>, request: &Request) -> Result<(), Trouble> {
@@ -408,6 +500,8 @@ async fn finish(worker: &mut Worker<'_>, stepped: Vec<Request>, tally: &mut Tall
     if stepped.is_empty() {
         return Ok(());
     }
+    // The steps are on the disk before anything says that they are done.
+    settled(close::verifying(worker, &stepped).await)?;
     let mut searches = Vec::with_capacity(stepped.len());
     for request in &stepped {
         let plan = worker.plan;
@@ -422,35 +516,45 @@ async fn finish(worker: &mut Worker<'_>, stepped: Vec<Request>, tally: &mut Tall
         .scan(worker.session.connection(), &searches)
         .await
         .map_err(super::execute::unproven)?;
-    for ((request, search), residue) in stepped.iter().zip(&searches).zip(residues) {
-        match close::complete(worker, request, search, residue).await {
-            Ok(end) => {
-                match end.state {
-                    RequestState::CompletedWithExceptions => tally.exceptions += 1,
-                    _ => tally.completed += 1,
+    let found: Vec<Found<'_>> = (stepped.iter().zip(&searches).zip(residues))
+        .map(|((request, search), residue)| Found {
+            request,
+            search,
+            residue,
+        })
+        .collect();
+    for group in found.chunks(GROUP) {
+        for closed in close::complete(worker, group).await? {
+            match closed {
+                Ok(end) => {
+                    match end.state {
+                        RequestState::CompletedWithExceptions => tally.exceptions += 1,
+                        _ => tally.completed += 1,
+                    }
+                    tally.not_found += u64::from(!end.found);
+                    tally.duplicates += u64::from(end.duplicate);
                 }
-                tally.not_found += u64::from(!end.found);
-                tally.duplicates += u64::from(end.duplicate);
+                Err(trouble) => settled(Err(trouble))?,
             }
-            Err(trouble) => settled(Err(trouble))?,
         }
     }
     Ok(())
 }
 
-async fn claim(worker: &mut Worker<'_>) -> Result<Option<Request>, JobError> {
-    let failed = |error: DatabaseError| JobError::database("take the next request", &error);
+async fn claim(worker: &mut Worker<'_>) -> Result<Vec<Request>, JobError> {
+    let failed = |error: DatabaseError| JobError::database("take the next requests", &error);
     let (fence, run, job, name) = (worker.fence, worker.run, worker.job, worker.name.clone());
     let mut transaction = worker.begin().await?;
     fence
         .hold(&mut transaction)
         .await
         .map_err(|error| failed(error.into()))?;
-    let request = erasures::claim(&mut transaction, job, run, &name)
+    let most = i64::try_from(GROUP).unwrap_or(i64::MAX);
+    let requests = erasures::claim(&mut transaction, job, run, &name, most)
         .await
         .map_err(failed)?;
     transaction.commit().await.map_err(|error| failed(error.into()))?;
-    Ok(request)
+    Ok(requests)
 }
 
 async fn put_back(worker: &mut Worker<'_>, request: &Request) -> Result<(), JobError> {

@@ -18,8 +18,9 @@ use crate::ledger::erasures::{self, Request};
 /// How often the tables of a circle are walked before that is taken for a mistake.
 const MOST_ROUNDS: u32 = 10_000;
 
-/// Collects the scope of a request, or adds to it what has come since.
-pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Result<(), Trouble> {
+/// Collects the scope of a request, or adds to it what has come since. Answers with whether the
+/// subject's row is there.
+pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Result<bool, Trouble> {
     let Some(subject) = &request.subject else {
         return Err(Trouble::Permanent(
             "the request's subject is not known any more".to_owned(),
@@ -30,26 +31,32 @@ pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Resul
     let Some(root) = plan.root() else {
         return Err(Trouble::Permanent("the plan has no subject".to_owned()));
     };
-    let key = source(root, std::slice::from_ref(&plan.key));
+    let sources = [
+        source(root, std::slice::from_ref(&plan.key)),
+        identifier_source(root, &plan.key),
+    ];
     let mut transaction = worker.begin_on(request).await?;
     let failed = |error| Trouble::of("collect what finds the subject", &error);
-    erasures::put(&mut transaction, request.id, &key, subject.expose())
+    // Nothing is lost with it but work that is done again: the steps wait for the disk, too.
+    sqlx::query("SELECT pg_catalog.set_config('synchronous_commit', 'off', true)")
+        .execute(&mut *transaction)
         .await
-        .map_err(failed)?;
-    let own = identifier_source(root, &plan.key);
-    erasures::put(&mut transaction, request.id, &own, subject.expose())
-        .await
-        .map_err(failed)?;
-    if may_lock && let Some(sql) = statements.lock_root() {
-        run(&mut transaction, sql, request).await?;
-    }
-    let found = match statements.root_exists() {
-        Some(sql) => sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql))
-            .persistent(false)
-            .bind(request.id.0)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(Trouble::sql("look for the subject"))?,
+        .map_err(Trouble::sql("collect what finds the subject"))?;
+    erasures::put(
+        &mut transaction,
+        request.id,
+        &sources.each_ref().map(String::as_str),
+        &[subject.expose(); 2],
+    )
+    .await
+    .map_err(failed)?;
+    let sql = if may_lock {
+        statements.lock_root()
+    } else {
+        statements.find_root()
+    };
+    let found = match sql {
+        Some(sql) => run(&mut transaction, sql, request).await? > 0,
         None => false,
     };
     collect(&mut transaction, plan, request).await?;
@@ -58,16 +65,8 @@ pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Resul
             run(&mut transaction, sql, request).await?;
         }
     }
-    let identifiers = erasures::identifiers(&mut transaction, request.id)
-        .await
-        .map_err(failed)?;
-    erasures::clear(&mut transaction, request.id, "pattern")
-        .await
-        .map_err(failed)?;
-    if let Some(pattern) = pattern(&identifiers) {
-        erasures::put(&mut transaction, request.id, "pattern", &pattern)
-            .await
-            .map_err(failed)?;
+    if plan.replaces_texts() {
+        put_pattern(&mut transaction, request).await?;
     }
     let pads = mask_pads().map_err(Trouble::Run)?;
     erasures::resolved(&mut transaction, request.id, found, &pads)
@@ -85,12 +84,27 @@ pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Resul
     transaction
         .commit()
         .await
-        .map_err(Trouble::sql("keep what finds the subject"))
+        .map_err(Trouble::sql("keep what finds the subject"))?;
+    Ok(found)
+}
+
+/// What a mask that replaces the subject's identifiers in texts looks for.
+async fn put_pattern(transaction: &mut PgConnection, request: &Request) -> Result<(), Trouble> {
+    let failed = |error| Trouble::of("collect what finds the subject", &error);
+    let identifiers = erasures::identifiers(transaction, request.id).await.map_err(failed)?;
+    erasures::clear(transaction, request.id, "pattern")
+        .await
+        .map_err(failed)?;
+    let Some(pattern) = pattern(&identifiers) else {
+        return Ok(());
+    };
+    erasures::put(transaction, request.id, &["pattern"], &[&pattern])
+        .await
+        .map_err(failed)
 }
 
 async fn run(transaction: &mut PgConnection, sql: String, request: &Request) -> Result<u64, Trouble> {
     let done = sqlx::query(AssertSqlSafe(sql))
-        .persistent(false)
         .bind(request.id.0)
         .execute(transaction)
         .await

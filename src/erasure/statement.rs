@@ -79,11 +79,11 @@ impl<'a> Statements<'a> {
         ))
     }
 
-    /// Whether the subject's row is there.
-    pub(super) fn root_exists(self) -> Option<String> {
+    /// The subject's own row.
+    pub(super) fn find_root(self) -> Option<String> {
         let root = self.node(0)?;
         Some(format!(
-            "SELECT EXISTS (SELECT FROM {} WHERE {})",
+            "SELECT 1 FROM {} WHERE {}",
             Self::from(root),
             self.is_root(root)?
         ))
@@ -245,8 +245,11 @@ impl<'a> Statements<'a> {
 
     /// A step on all its rows, as a part of a statement.
     fn part(self, step: &Step, restraint: &Restraint, name: &str) -> Option<String> {
+        self.part_of(step, &format!("{}{}", self.due(step)?, restraint.sql()), name)
+    }
+
+    fn part_of(self, step: &Step, due: &str, name: &str) -> Option<String> {
         let node = self.node(step.node)?;
-        let due = format!("{}{}", self.due(step)?, restraint.sql());
         let table = Self::from(node);
         Some(match &step.work {
             Work::Keep => format!("{name} AS (SELECT 1 FROM {table} WHERE {due})"),
@@ -255,7 +258,7 @@ impl<'a> Statements<'a> {
                 let set = Self::taken_out(self.plan.reach.links.get(*link)?, node, columns);
                 format!("{name} AS (UPDATE {table} SET {set} WHERE {due} RETURNING 1)")
             }
-            Work::Mask(set) => masked(node, set, &table, &due, name),
+            Work::Mask(set) => masked(node, set, &table, due, name),
         })
     }
 
@@ -274,9 +277,9 @@ impl<'a> Statements<'a> {
         ))
     }
 
-    /// A deletion of at most so many rows of one of the tables that hold a node's rows. Answers with
-    /// how many they were.
-    pub(super) fn delete_some(self, step: &Step, restraint: &Restraint, leaf: Oid, rows: u64) -> Option<String> {
+    /// A step on at most so many rows of one of the tables that hold a node's rows. Answers with how
+    /// many they were.
+    pub(super) fn apply_some(self, step: &Step, restraint: &Restraint, leaf: Oid, rows: u64) -> Option<String> {
         let node = self.node(step.node)?;
         let (table, alias) = (Self::from(node), alias(node));
         // Through the table itself, so that its rights are enough; a ctid is not unique across leaves.
@@ -286,11 +289,23 @@ impl<'a> Statements<'a> {
             restraint.sql(),
             leaf.0
         );
+        let some =
+            format!("{alias}.ctid = ANY (ARRAY(SELECT {alias}.ctid FROM {table} WHERE {due} LIMIT {rows})) AND {due}");
         Some(format!(
-            "WITH done AS (DELETE FROM {table} WHERE {alias}.ctid = ANY (ARRAY(
-                 SELECT {alias}.ctid FROM {table} WHERE {due} LIMIT {rows})) AND {due} RETURNING 1)
-             SELECT count(*) FROM done"
+            "WITH {} SELECT count(*) FROM done",
+            self.part_of(step, &some, "done")?
         ))
+    }
+
+    /// How many rows each of some steps is about, counted up to a limit, in their order.
+    pub(super) fn counts<'s>(self, steps: impl Iterator<Item = &'s Step>, limit: u64) -> Option<String> {
+        let counts: Option<Vec<String>> = steps.map(|step| self.count(step, limit)).collect();
+        let counts = counts?.join("), (");
+        Some(if counts.is_empty() {
+            "SELECT '{}'::int8[]".to_owned()
+        } else {
+            format!("SELECT ARRAY[({counts})]")
+        })
     }
 
     fn taken_out(link: &Link, node: &Node, columns: &[String]) -> String {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::types::Oid;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::execute::{Trouble, Worker};
@@ -14,8 +14,11 @@ use crate::ledger::erasures::{self, Request, StepRow};
 use crate::ledger::holds::{self, Standing};
 use crate::postgres::catalog::leaves;
 
-/// How many rows one transaction deletes at most.
+/// How many rows of a table one transaction deletes or changes at most.
 const BATCH: u64 = 5000;
+
+/// How many rows all the steps of a request may be about to share one transaction.
+const AT_ONCE: u64 = 5000;
 
 /// How many rows are counted at most.
 const COUNT_LIMIT: u64 = 1_000_000;
@@ -28,10 +31,104 @@ const STATEMENT_TIME: Duration = Duration::from_mins(10);
 pub(super) struct Stepped {
     /// The holds that keep rows from them.
     pub(super) holds: Vec<Uuid>,
+    /// How many rows they deleted or changed, this time.
+    pub(super) rows: u64,
+    /// Whether nothing is left to do but what holds keep; false when rows have come since.
+    pub(super) verified: bool,
 }
 
-/// Does all steps that are not done.
-pub(super) async fn all(worker: &mut Worker<'_>, request: &Request) -> Result<Stepped, Trouble> {
+/// Does all steps that are not done: together where they may be, else one by one. Rows that come late
+/// are met between two transactions, so whoever has seen some asks for the steps one by one.
+pub(super) async fn all(worker: &mut Worker<'_>, request: &Request, may_share: bool) -> Result<Stepped, Trouble> {
+    let rows = erasures::steps(worker.session.connection(), request.id)
+        .await
+        .map_err(|error| Trouble::of("read the steps", &error))?;
+    if may_share
+        && rows.is_empty()
+        && let Some(stepped) = at_once(worker, request).await?
+    {
+        return Ok(stepped);
+    }
+    let before = changed(&rows);
+    let mut stepped = one_by_one(worker, request).await?;
+    let rows = erasures::steps(worker.session.connection(), request.id)
+        .await
+        .map_err(|error| Trouble::of("read the steps", &error))?;
+    stepped.rows = changed(&rows).saturating_sub(before);
+    stepped.verified = verified(worker, request, &rows).await?;
+    Ok(stepped)
+}
+
+/// How many rows steps have deleted or changed so far.
+pub(super) fn changed(rows: &[StepRow]) -> u64 {
+    let changing = rows.iter().filter(|row| row.action != "keep");
+    changing.fold(0, |sum, row| sum.saturating_add(row.rows))
+}
+
+/// All steps of a request that has few rows, in one transaction, each with its row in the ledger. None
+/// when it has many, or when a legal hold stands, or is about to be placed, that may keep some of them:
+/// then each step has a transaction of its own.
+async fn at_once(worker: &mut Worker<'_>, request: &Request) -> Result<Option<Stepped>, Trouble> {
+    let (plan, run) = (worker.plan, worker.run);
+    let (statements, view) = (Statements::new(plan), WorkerView { plan });
+    let mut transaction = prepared(worker, request).await?;
+    let failed = |error| Trouble::of("read the legal holds", &error);
+    holds::share(&mut transaction).await.map_err(failed)?;
+    if holds::any_stands(&mut transaction).await.map_err(failed)? {
+        return Ok(None);
+    }
+    let due = counts(
+        &mut transaction,
+        &statements,
+        plan.steps(),
+        request,
+        AT_ONCE.saturating_add(1),
+    )
+    .await?;
+    if due.iter().fold(0_u64, |sum, due| sum.saturating_add(*due)) > AT_ONCE {
+        return Ok(None);
+    }
+    let mut done = Vec::new();
+    for stage in &plan.stages {
+        done.extend(work(&mut transaction, &statements, stage, request).await?);
+    }
+    let rows: Vec<StepRow> = (done.iter())
+        .map(|(step, rows)| row(&view, step, "done", *rows, 0))
+        .collect();
+    record(&mut transaction, request, run, &rows, &[]).await?;
+    let left = counts(&mut transaction, &statements, plan.steps(), request, 1).await?;
+    // Whoever waits to place a hold came before these rows are gone: they come back, and the hold is
+    // placed before the next transaction looks for holds.
+    if holds::is_awaited(&mut transaction).await.map_err(failed)? {
+        return Ok(None);
+    }
+    transaction.commit().await.map_err(Trouble::sql("commit the steps"))?;
+    Ok(Some(Stepped {
+        holds: Vec::new(),
+        rows: changed(&rows),
+        verified: left.iter().all(|left| *left == 0),
+    }))
+}
+
+/// One stage on all its rows; answers with how many each of its steps was about.
+async fn work<'s>(
+    transaction: &mut PgConnection,
+    statements: &Statements<'_>,
+    stage: &'s [Step],
+    request: &Request,
+) -> Result<Vec<(&'s Step, u64)>, Trouble> {
+    let no_statement = || Trouble::Permanent("a step of the plan makes no statement".to_owned());
+    if let [step] = stage {
+        let sql = statements.apply(step, &Restraint::default()).ok_or_else(no_statement)?;
+        return Ok(vec![(step, number(transaction, sql, request).await?)]);
+    }
+    let parts: Vec<(&Step, Restraint)> = stage.iter().map(|step| (step, Restraint::default())).collect();
+    let sql = statements.apply_together(&parts).ok_or_else(no_statement)?;
+    let rows = numbers(transaction, sql, request).await?;
+    Ok(stage.iter().zip(rows).collect())
+}
+
+async fn one_by_one(worker: &mut Worker<'_>, request: &Request) -> Result<Stepped, Trouble> {
     let plan = worker.plan;
     let mut stepped = Stepped::default();
     for stage in &plan.stages {
@@ -57,20 +154,27 @@ pub(super) async fn all(worker: &mut Worker<'_>, request: &Request) -> Result<St
 }
 
 /// Whether no step has anything left to do but what holds keep; false when rows have come since.
-pub(super) async fn verified(worker: &mut Worker<'_>, request: &Request) -> Result<bool, Trouble> {
+async fn verified(worker: &mut Worker<'_>, request: &Request, rows: &[StepRow]) -> Result<bool, Trouble> {
     let plan = worker.plan;
-    let connection = worker.session.connection();
-    let rows = erasures::steps(connection, request.id)
-        .await
-        .map_err(|error| Trouble::of("read the steps", &error))?;
-    let statements = Statements::new(plan);
-    for step in plan.steps().filter(|step| step.work != Work::Keep) {
-        let held = rows.iter().any(|row| row.step == step.number && row.state == "held");
-        if !held && count(connection, &statements, step, request, 1).await? > 0 {
-            return Ok(false);
-        }
+    let held = |step: &Step| rows.iter().any(|row| row.step == step.number && row.state == "held");
+    let steps = plan.steps().filter(|step| !held(step));
+    let left = counts(worker.session.connection(), &Statements::new(plan), steps, request, 1).await?;
+    Ok(left.iter().all(|left| *left == 0))
+}
+
+/// How many rows each of some steps is about, but for those that keep.
+async fn counts<'s>(
+    connection: &mut PgConnection,
+    statements: &Statements<'_>,
+    steps: impl Iterator<Item = &'s Step>,
+    request: &Request,
+    limit: u64,
+) -> Result<Vec<u64>, Trouble> {
+    let changing = steps.filter(|step| step.work != Work::Keep);
+    match statements.counts(changing, limit) {
+        Some(sql) => numbers(connection, sql, request).await,
+        None => Ok(Vec::new()),
     }
-    Ok(true)
 }
 
 async fn count(
@@ -88,12 +192,20 @@ async fn count(
 
 async fn number(connection: &mut PgConnection, sql: String, request: &Request) -> Result<u64, Trouble> {
     let number: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
-        .persistent(false)
         .bind(request.id.0)
         .fetch_one(connection)
         .await
         .map_err(Trouble::sql("do a step"))?;
     Ok(number.unsigned_abs())
+}
+
+async fn numbers(connection: &mut PgConnection, sql: String, request: &Request) -> Result<Vec<u64>, Trouble> {
+    let numbers: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(request.id.0)
+        .fetch_one(connection)
+        .await
+        .map_err(Trouble::sql("do steps together"))?;
+    Ok(numbers.into_iter().map(i64::unsigned_abs).collect())
 }
 
 /// What keeps rows from a step now.
@@ -172,11 +284,12 @@ async fn kept_children<'a>(
     Ok((links, holds))
 }
 
-/// One step; large deletions go in batches before. Answers with the holds that keep rows from it.
+/// One step; where it is about many rows, most of them go in batches before. Answers with the holds
+/// that keep rows from it.
 async fn one(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<Vec<Uuid>, Trouble> {
     let (plan, run) = (worker.plan, worker.run);
     let (statements, view) = (Statements::new(plan), WorkerView { plan });
-    if step.work == Work::Delete {
+    if step.work != Work::Keep {
         in_batches(worker, request, step).await?;
     }
     let mut transaction = prepared(worker, request).await?;
@@ -192,7 +305,7 @@ async fn one(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<
     };
     let holds = if held > 0 { kept.holds } else { Vec::new() };
     let row = row(&view, step, if held > 0 { "held" } else { "done" }, rows, held);
-    record(&mut transaction, request, run, &row, &holds).await?;
+    record(&mut transaction, request, run, &[row], &holds).await?;
     transaction.commit().await.map_err(Trouble::sql("commit a step"))?;
     Ok(holds)
 }
@@ -219,46 +332,22 @@ async fn together(worker: &mut Worker<'_>, request: &Request, steps: &[Step]) ->
             holds.extend(kept.holds);
         }
     }
+    let mut rows = Vec::with_capacity(steps.len());
     if holds.is_empty() {
-        let parts: Vec<(&Step, Restraint)> = steps.iter().map(|step| (step, Restraint::default())).collect();
-        let Some(sql) = statements.apply_together(&parts) else {
-            return Err(Trouble::Permanent("a step of the plan makes no statement".to_owned()));
-        };
-        let counts = sqlx::query(AssertSqlSafe(sql))
-            .persistent(false)
-            .bind(request.id.0)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(Trouble::sql("do steps together"))?;
-        let counts: Vec<i64> = counts.try_get(0).map_err(Trouble::sql("read what steps did"))?;
-        for (step, rows) in steps.iter().zip(counts) {
-            record(
-                &mut transaction,
-                request,
-                run,
-                &row(&view, step, "done", rows.unsigned_abs(), 0),
-                &[],
-            )
-            .await?;
-        }
+        let done = work(&mut transaction, &statements, steps, request).await?;
+        rows.extend(done.iter().map(|(step, rows)| row(&view, step, "done", *rows, 0)));
     } else {
         for step in steps {
             let held = count(&mut transaction, &statements, step, request, COUNT_LIMIT).await?;
-            record(
-                &mut transaction,
-                request,
-                run,
-                &row(&view, step, "held", 0, held),
-                &holds,
-            )
-            .await?;
+            rows.push(row(&view, step, "held", 0, held));
         }
     }
+    record(&mut transaction, request, run, &rows, &holds).await?;
     transaction.commit().await.map_err(Trouble::sql("commit steps"))?;
     Ok(holds)
 }
 
-/// Deletes until few rows are left, a batch a transaction.
+/// Deletes or changes until few rows are left, a batch a transaction.
 async fn in_batches(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<(), Trouble> {
     let (plan, run) = (worker.plan, worker.run);
     let (statements, view) = (Statements::new(plan), WorkerView { plan });
@@ -281,11 +370,12 @@ async fn in_batches(worker: &mut Worker<'_>, request: &Request, step: &Step) -> 
             }
             let mut transaction = prepared(worker, request).await?;
             let kept = kept(&mut transaction, &view, request, step).await?;
-            let Some(sql) = statements.delete_some(step, &kept.restraint, leaf, BATCH) else {
+            let Some(sql) = statements.apply_some(step, &kept.restraint, leaf, BATCH) else {
                 return Ok(());
             };
             let rows = number(&mut transaction, sql, request).await?;
-            record(&mut transaction, request, run, &row(&view, step, "open", rows, 0), &[]).await?;
+            let row = row(&view, step, "open", rows, 0);
+            record(&mut transaction, request, run, &[row], &[]).await?;
             transaction.commit().await.map_err(Trouble::sql("commit a batch"))?;
             if rows < BATCH {
                 break;
@@ -303,10 +393,9 @@ async fn prepared<'t>(
     let (plan, may_lock) = (worker.plan, worker.may_lock);
     let mut transaction = worker.begin_on(request).await?;
     // The step's row commits with it, and what closes the request waits for the disk after all of
-    // them. Stale statistics must not turn a step into a read of the whole table.
+    // them.
     sqlx::query(
-        "SELECT set_config('synchronous_commit', 'off', true), set_config('jit', 'off', true),
-                set_config('enable_seqscan', 'off', true), set_config('statement_timeout', $1, true)",
+        "SELECT pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.set_config('statement_timeout', $1, true)",
     )
     .bind(format!("{}ms", STATEMENT_TIME.as_millis()))
     .execute(&mut *transaction)
@@ -314,7 +403,6 @@ async fn prepared<'t>(
     .map_err(Trouble::sql("set up a step"))?;
     if may_lock && let Some(sql) = Statements::new(plan).lock_root() {
         sqlx::query(AssertSqlSafe(sql))
-            .persistent(false)
             .bind(request.id.0)
             .execute(&mut *transaction)
             .await
@@ -339,10 +427,10 @@ async fn record(
     transaction: &mut PgConnection,
     request: &Request,
     run: crate::values::RunId,
-    row: &StepRow,
+    rows: &[StepRow],
     holds: &[Uuid],
 ) -> Result<(), Trouble> {
-    erasures::record_step(transaction, request.id, run, row, holds)
+    erasures::record_steps(transaction, request.id, run, rows, holds)
         .await
         .map_err(|error| Trouble::of("write a step's row", &error))
 }

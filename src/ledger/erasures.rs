@@ -212,35 +212,40 @@ pub async fn ready(
     Ok(resumed.rows_affected())
 }
 
-/// Takes the most urgent request that can be worked on: one that waits, or one whose worker is gone.
+/// Takes the most urgent requests that can be worked on, as many as are wanted: those that wait, and
+/// those whose worker is gone.
 pub async fn claim(
     transaction: &mut PgConnection,
     job: &str,
     run: RunId,
     worker: &str,
-) -> Result<Option<Request>, DatabaseError> {
-    // `= (SELECT … LIMIT 1 …)`: with `IN` the planner may run the subquery once for each row, and take
-    // several.
+    most: i64,
+) -> Result<Vec<Request>, DatabaseError> {
+    // `= ANY (ARRAY(SELECT … LIMIT …))`: with `IN` the planner may run the subquery once for each row,
+    // and take more.
     let sql = format!(
         "UPDATE pgreeve.erasure_request SET state = 'processing', attempt = attempt + 1, worker = $2, run_id = $3,
                 lease_until = pg_catalog.clock_timestamp() + interval '{LEASE}', reason = NULL
-         WHERE request_id = (
+         WHERE request_id = ANY (ARRAY(
              SELECT request_id FROM pgreeve.erasure_request
              WHERE job = $1 AND finished_at IS NULL
                AND (state IN ('approved', 'retry') AND not_before <= pg_catalog.clock_timestamp()
                     OR state IN ('processing', 'verifying')
                        AND (lease_until < pg_catalog.clock_timestamp() OR worker <> ALL (ARRAY(
                            SELECT a.pid || '@' || extract(epoch FROM a.backend_start) FROM pg_catalog.pg_stat_activity a))))
-             ORDER BY due_at, request_id LIMIT 1 FOR UPDATE SKIP LOCKED)
+             ORDER BY due_at, request_id LIMIT $4 FOR UPDATE SKIP LOCKED))
          RETURNING {COLUMNS}"
     );
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(job)
         .bind(worker)
         .bind(run.0)
-        .fetch_optional(transaction)
+        .bind(most)
+        .fetch_all(transaction)
         .await?;
-    Ok(row.as_ref().map(from_row).transpose()?)
+    let mut requests: Vec<Request> = rows.iter().map(from_row).collect::<Result<_, _>>()?;
+    requests.sort_by_key(|request| (request.due_at, request.id));
+    Ok(requests)
 }
 
 /// This session's name as a worker: its server process and when that began.
@@ -267,20 +272,21 @@ pub async fn keep_lease(transaction: &mut PgConnection, id: RequestId, worker: &
     Ok(done.rows_affected() == 1)
 }
 
-/// Puts a value into a request's scope, once.
+/// Puts values into a request's scope, each under its source, once.
 pub async fn put(
     transaction: &mut PgConnection,
     id: RequestId,
-    source: &str,
-    value: &str,
+    sources: &[&str],
+    values: &[&str],
 ) -> Result<(), DatabaseError> {
     sqlx::query(
-        "INSERT INTO pgreeve.erasure_scope (request_id, source, value) SELECT $1, $2, ARRAY[$3]
-         WHERE NOT EXISTS (SELECT FROM pgreeve.erasure_scope WHERE request_id = $1 AND source = $2 AND value = ARRAY[$3])",
+        "INSERT INTO pgreeve.erasure_scope (request_id, source, value)
+         SELECT $1, new.source, ARRAY[new.value] FROM ROWS FROM (pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])) AS new (source, value)
+         EXCEPT SELECT request_id, source, value FROM pgreeve.erasure_scope WHERE request_id = $1 AND source = ANY ($2)",
     )
     .bind(id.0)
-    .bind(source)
-    .bind(value)
+    .bind(sources)
+    .bind(values)
     .execute(transaction)
     .await?;
     Ok(())
@@ -329,16 +335,33 @@ pub async fn resolved(
     Ok(())
 }
 
-/// The request stands in the ledger on the host, and its steps may begin.
-pub async fn started(transaction: &mut PgConnection, id: RequestId) -> Result<(), DatabaseError> {
+/// The requests stand in the ledger on the host, and their steps may begin.
+pub async fn started(transaction: &mut PgConnection, ids: &[Uuid], worker: &str) -> Result<(), DatabaseError> {
     sqlx::query(
         "UPDATE pgreeve.erasure_request
          SET started_at = coalesce(started_at, pg_catalog.clock_timestamp()), remembered_at = pg_catalog.clock_timestamp()
-         WHERE request_id = $1",
+         WHERE request_id = ANY ($1) AND worker = $2 AND state IN ('processing', 'verifying')",
     )
-    .bind(id.0)
+    .bind(ids)
+    .bind(worker)
     .execute(transaction)
     .await?;
+    Ok(())
+}
+
+/// The steps of the requests are done: what is left is to search, and to close them. Renews the
+/// leases of those that the worker still has.
+pub async fn verifying(transaction: &mut PgConnection, ids: &[Uuid], worker: &str) -> Result<(), DatabaseError> {
+    let sql = format!(
+        "UPDATE pgreeve.erasure_request
+         SET state = 'verifying', lease_until = pg_catalog.clock_timestamp() + interval '{LEASE}'
+         WHERE request_id = ANY ($1) AND worker = $2 AND state IN ('processing', 'verifying')"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(ids)
+        .bind(worker)
+        .execute(transaction)
+        .await?;
     Ok(())
 }
 
@@ -393,30 +416,38 @@ pub async fn steps(connection: &mut PgConnection, id: RequestId) -> Result<Vec<S
         .collect())
 }
 
-/// Adds what a step did to its row, in the step's own transaction. A step that counts (`keep`)
-/// replaces its number.
-pub async fn record_step(
+/// Adds what steps did to their rows, in the steps' own transaction. A step that counts (`keep`)
+/// replaces its number. `holds` keep rows from those that are held.
+pub async fn record_steps(
     transaction: &mut PgConnection,
     id: RequestId,
     run: RunId,
-    row: &StepRow,
+    rows: &[StepRow],
     holds: &[Uuid],
 ) -> Result<(), DatabaseError> {
+    let texts = |of: fn(&StepRow) -> &str| rows.iter().map(of).collect::<Vec<_>>();
+    let numbers = |of: fn(&StepRow) -> u64| {
+        let numbers = rows.iter().map(|row| i64::try_from(of(row)).unwrap_or(i64::MAX));
+        numbers.collect::<Vec<_>>()
+    };
     sqlx::query(
         "INSERT INTO pgreeve.erasure_step (request_id, step, relation, action, state, rows, held, holds, run_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         SELECT $1, new.*, CASE WHEN new.state = 'held' THEN $8::uuid[] ELSE '{}' END, $9
+         FROM ROWS FROM (pg_catalog.unnest($2::int[]), pg_catalog.unnest($3::text[]), pg_catalog.unnest($4::text[]),
+                         pg_catalog.unnest($5::text[]), pg_catalog.unnest($6::int8[]), pg_catalog.unnest($7::int8[]))
+             AS new (step, relation, action, state, rows, held)
          ON CONFLICT (request_id, step) DO UPDATE
          SET state = excluded.state, held = excluded.held, holds = excluded.holds, run_id = excluded.run_id,
              rows = excluded.rows + CASE WHEN excluded.action = 'keep' THEN 0 ELSE pgreeve.erasure_step.rows END,
              committed_at = pg_catalog.clock_timestamp()",
     )
     .bind(id.0)
-    .bind(row.step)
-    .bind(&row.relation)
-    .bind(&row.action)
-    .bind(&row.state)
-    .bind(i64::try_from(row.rows).unwrap_or(i64::MAX))
-    .bind(i64::try_from(row.held).unwrap_or(i64::MAX))
+    .bind(rows.iter().map(|row| row.step).collect::<Vec<_>>())
+    .bind(texts(|row| &row.relation))
+    .bind(texts(|row| &row.action))
+    .bind(texts(|row| &row.state))
+    .bind(numbers(|row| row.rows))
+    .bind(numbers(|row| row.held))
     .bind(holds)
     .bind(run.0)
     .execute(transaction)

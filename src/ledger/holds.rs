@@ -100,6 +100,28 @@ pub async fn freeze(transaction: &mut PgConnection) -> Result<(), DatabaseError>
     Ok(())
 }
 
+/// Whether any hold stands in the database.
+pub async fn any_stands(transaction: &mut PgConnection) -> Result<bool, DatabaseError> {
+    Ok(
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pgreeve.hold WHERE released_at IS NULL)")
+            .fetch_one(transaction)
+            .await?,
+    )
+}
+
+/// Whether somebody waits to place a hold until a transaction that has taken [`share`] ends.
+pub async fn is_awaited(transaction: &mut PgConnection) -> Result<bool, DatabaseError> {
+    // A lock by two numbers has `objsubid` 2.
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database
+                        WHERE d.datname = pg_catalog.current_database() AND l.locktype = 'advisory' AND l.classid = $1::int4::oid
+                          AND l.objid = 1 AND l.objsubid = 2 AND l.mode = 'ExclusiveLock' AND NOT l.granted)",
+    )
+    .bind(HOLD_CLASS)
+    .fetch_one(transaction)
+    .await?)
+}
+
 /// Whether the holds in the database are still these.
 pub async fn unchanged(transaction: &mut PgConnection, known: &Holds) -> Result<bool, DatabaseError> {
     Ok(ids(transaction).await? == known.all)

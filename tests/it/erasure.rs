@@ -52,9 +52,9 @@ impl Proof for Witness {
         })
     }
 
-    fn remember<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>> {
-        self.0.lock().unwrap().remembered.push(account.clone());
-        Box::pin(async { Ok(json!({})) })
+    fn remember<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>> {
+        self.0.lock().unwrap().remembered.extend_from_slice(accounts);
+        Box::pin(async move { Ok(vec![json!({}); accounts.len()]) })
     }
 
     fn scan<'a>(
@@ -72,15 +72,14 @@ impl Proof for Witness {
 
     fn seal<'a>(
         &'a self,
-        _request: RequestId,
-        _search: &'a Search,
-    ) -> BoxFuture<'a, Result<Option<Vec<u8>>, ProofError>> {
-        Box::pin(async { Ok(None) })
+        searches: &'a [(RequestId, &'a Search)],
+    ) -> BoxFuture<'a, Result<Vec<Option<Vec<u8>>>, ProofError>> {
+        Box::pin(async move { Ok(vec![None; searches.len()]) })
     }
 
-    fn certify<'a>(&'a self, account: &'a Account) -> BoxFuture<'a, Result<Value, ProofError>> {
-        self.0.lock().unwrap().certified.push(account.clone());
-        Box::pin(async { Ok(json!({})) })
+    fn certify<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>> {
+        self.0.lock().unwrap().certified.extend_from_slice(accounts);
+        Box::pin(async move { Ok(vec![json!({}); accounts.len()]) })
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use sqlx::Executor;
 
 use super::{SHOP_RULE, count, shop};
+use crate::retention::holds::place;
 use crate::support::process::{Host, until};
 use crate::support::{Database, cluster};
 
@@ -24,10 +25,23 @@ async fn steps(database: &Database) -> String {
 
 #[tokio::test]
 async fn killed_at_each_step_and_started_again_it_counts_as_if_undisturbed() {
+    kill_at_each_step(false).await;
+}
+
+#[tokio::test]
+async fn steps_with_a_transaction_each_are_not_done_again_after_a_kill() {
+    kill_at_each_step(true).await;
+}
+
+/// A hold that stands, though it keeps none of Jane's rows, gives each step a transaction of its own.
+async fn kill_at_each_step(apart: bool) {
     let undisturbed = shop().await;
     host(&undisturbed).await.run(&["run", "erase"]).expect_code(0);
 
     let database = shop().await;
+    if apart {
+        place(&database, "users", "id = 3").await;
+    }
     let mut gates = String::from(
         "CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(TG_ARGV[0]::bigint); RETURN NULL; END $$;",
     );

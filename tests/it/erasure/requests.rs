@@ -252,6 +252,75 @@ async fn many_rows_go_in_batches_also_from_partitions() {
 }
 
 #[tokio::test]
+async fn many_rows_are_masked_in_batches_and_each_once() {
+    let database = shop().await;
+    database
+        .execute(
+            "CREATE TABLE visits (user_id int REFERENCES users, city text); CREATE INDEX ON visits (user_id);
+             CREATE TABLE told (rows int);
+             INSERT INTO visits SELECT 1 + n % 2, 'Springfield' FROM generate_series(1, 24000) n;
+             CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 INSERT INTO public.told SELECT count(*) FROM changed; RETURN NULL; END $$;
+             CREATE TRIGGER tell AFTER UPDATE ON visits REFERENCING NEW TABLE AS changed
+                 FOR EACH STATEMENT EXECUTE FUNCTION tell()",
+        )
+        .await;
+    // Jane's row stays, so that the masked ones keep whom they belong to.
+    let settings = SHOP_RULE.replace(
+        "users          = { action = \"delete\" }",
+        "users = { action = \"mask\", set = { email = \"email_token\" } }\nvisits = { action = \"mask\", set = { city = \"null\" } }",
+    );
+    let (report, witness) = erase(&database, &settings).await;
+    assert_eq!(report.unwrap().body["completed"], 1);
+    assert_eq!(
+        count(&database, "visits WHERE user_id = 1 AND city IS NULL").await,
+        12_000
+    );
+    assert_eq!(
+        count(&database, "visits WHERE user_id = 2 AND city = 'Springfield'").await,
+        12_000
+    );
+    let asked = witness.asked();
+    let step = asked.certified[0]
+        .steps
+        .iter()
+        .find(|step| step.table == "public.visits");
+    assert_eq!(step.unwrap().rows, 12_000);
+    let batches: String = database
+        .value("SELECT string_agg(rows::text, ' ' ORDER BY rows DESC) FROM told WHERE rows > 0")
+        .await;
+    assert_eq!(batches, "5000 5000 2000");
+}
+
+#[tokio::test]
+async fn requests_of_more_than_one_group_are_each_done_once() {
+    let database = shop().await;
+    // 70 people in three groups, and one of them asks again within a group.
+    database
+        .execute(
+            "INSERT INTO users SELECT n, 'person-' || n || '@example.org' FROM generate_series(101, 170) n;
+             INSERT INTO requests (id, who) SELECT n, n::text FROM generate_series(101, 170) n;
+             INSERT INTO requests (id, who) VALUES (171, '170')",
+        )
+        .await;
+    let (report, witness) = erase(&database, SHOP_RULE).await;
+    let body = report.unwrap().body;
+    assert_eq!(
+        (&body["completed"], &body["duplicates"]),
+        (&72.into(), &1.into()),
+        "{body}"
+    );
+    assert_eq!(count(&database, "users WHERE id > 100 OR id = 1").await, 0);
+    assert_eq!(
+        count(&database, "requests WHERE status = 'done' AND done_at IS NOT NULL").await,
+        72
+    );
+    assert_eq!(count(&database, "pgreeve.erasure_request WHERE attempt = 1").await, 72);
+    let asked = witness.asked();
+    assert_eq!((asked.remembered.len(), asked.certified.len()), (72, 72));
+}
+
+#[tokio::test]
 async fn a_row_that_others_still_need_fails_its_request_and_names_the_constraint_alone() {
     let database = shop().await;
     database

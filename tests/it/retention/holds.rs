@@ -262,6 +262,7 @@ async fn holds_are_placed_listed_and_released_by_the_program_and_stand_in_the_re
     ];
     let placed = host.run(&place).expect_code(0).json();
     let id = placed["hold"]["hold_id"].as_str().unwrap().to_owned();
+    assert_eq!(placed["hold"]["rows"], 1);
     let run = host.run(&["run", "purge", "--json"]).expect_code(0).json();
     assert_eq!(
         (&run["run"]["report"]["rows"], &run["run"]["report"]["held"]),
@@ -278,6 +279,12 @@ async fn holds_are_placed_listed_and_released_by_the_program_and_stand_in_the_re
     host.run(&["hold", "release", &id, "--reason", "again"]).expect_code(2);
     let run = host.run(&["run", "purge", "--json"]).expect_code(0).json();
     assert_eq!(run["run"]["report"]["rows"], 1);
+    let late = host
+        .run(&[
+            "hold", "place", "--table", "events", "--where", "id = 7", "--reason", "case 13",
+        ])
+        .expect_code(0);
+    assert!(late.stdout.contains("covers no row now"), "{}", late.stdout);
 
     let records = host.audit_records();
     let of = |kind: &str| records.iter().find(|record| record["kind"] == kind).unwrap();
