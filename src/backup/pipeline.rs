@@ -6,6 +6,7 @@
 //! the walker saw a whole archive. A stage that sees its input end without it gives up silently,
 //! because the stage that failed has said why; the first to say so is the cause.
 
+mod output;
 mod pace;
 mod part_writer;
 mod sender;
@@ -15,9 +16,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use self::output::DumpOutput;
 pub use self::pace::Pace;
 use self::part_writer::PartWriter;
 pub use self::sender::{Open, OpenObject};
@@ -211,20 +213,21 @@ pub async fn run(job: Job, program: Program, stdout: tokio::process::ChildStdout
     let verdict = Verdict::default();
     // Dropped with this future, so that no stage outlives it.
     let guard = verdict.stop.clone().drop_guard();
-    let (to_walk, from_dump) = mpsc::channel::<Piece>(QUEUE);
     let (to_pack, from_walk) = mpsc::channel::<Piece>(QUEUE);
     let (to_send, from_pack) = mpsc::channel(PARTS_IN_FLIGHT);
+    let (vouch, vouched) = oneshot::channel();
+    let (output, spent) = DumpOutput::new(stdout).map_err(|error| stages::unreadable(&error))?;
 
-    let read = tokio::spawn(stages::read(program, stdout, to_walk, verdict.clone()));
+    let supervise = tokio::spawn(stages::supervise(program, vouch, verdict.clone()));
     let walk = stages::thread("pgreeve-walk", {
         let (verdict, moved, format) = (verdict.clone(), job.moved.clone(), job.form.format);
-        move || stages::walk(from_dump, &to_pack, Inspector::new(format), &moved, &verdict)
+        move || stages::walk(output, vouched, &to_pack, Inspector::new(format), &moved, &verdict)
     });
     let pack = stages::thread("pgreeve-pack", {
         let verdict = verdict.clone();
         let form = job.form.clone();
         let parts = PartWriter::new(job.sizes, to_send, Arc::clone(&job.slots.0));
-        move || stages::pack(from_walk, parts, &form, &verdict)
+        move || stages::pack(from_walk, &spent, parts, &form, &verdict)
     });
     let stop = job.stop.clone();
     let send = tokio::spawn(Sender::new(job, verdict.clone()).run(from_pack));
@@ -237,7 +240,7 @@ pub async fn run(job: Job, program: Program, stdout: tokio::process::ChildStdout
             }
         }
     });
-    let (dumped, walked, packed, uploaded) = tokio::join!(read, walk, pack, send);
+    let (dumped, walked, packed, uploaded) = tokio::join!(supervise, walk, pack, send);
     watch.abort();
     drop(guard);
     let (dumped, uploaded) = (dumped.ok().flatten(), uploaded.ok().flatten());

@@ -46,21 +46,23 @@ impl Packer {
     }
 
     fn pack(&mut self, block: &mut Block) -> io::Result<()> {
-        let Block { input, packed } = block;
+        let Block { input, packed, length } = block;
         match self {
             Self::Gzip(deflate) => {
-                packed.resize(deflate.gzip_compress_bound(input.len()), 0);
-                let length = deflate.gzip_compress(input, packed).map_err(io::Error::other)?;
-                packed.truncate(length);
+                let bound = deflate.gzip_compress_bound(input.len());
+                // It is never made shorter, so that it is filled with zeros only once.
+                packed.resize(bound.max(packed.len()), 0);
+                *length = deflate.gzip_compress(input, packed).map_err(io::Error::other)?;
             }
             Self::Zstd(zstd) => {
                 packed.clear();
                 packed.reserve(zstd::zstd_safe::compress_bound(input.len()));
-                zstd.compress_to_buffer(input.as_slice(), packed)?;
+                *length = zstd.compress_to_buffer(input.as_slice(), packed)?;
             }
             Self::None => {
                 packed.clear();
                 packed.extend_from_slice(input);
+                *length = input.len();
             }
         }
         Ok(())
@@ -72,6 +74,14 @@ impl Packer {
 struct Block {
     input: Vec<u8>,
     packed: Vec<u8>,
+    /// How much of `packed` it is.
+    length: usize,
+}
+
+impl Block {
+    fn packed(&self) -> &[u8] {
+        self.packed.get(..self.length).unwrap_or_default()
+    }
 }
 
 struct Worker {
@@ -116,7 +126,7 @@ impl<W: Write> Members<W> {
             let mut block = self.spare.pop().unwrap_or_default();
             std::mem::swap(&mut block.input, &mut self.filling);
             packer.pack(&mut block)?;
-            self.output.write_all(&block.packed)?;
+            self.output.write_all(block.packed())?;
             std::mem::swap(&mut block.input, &mut self.filling);
             self.filling.clear();
             self.spare.push(block);
@@ -138,7 +148,7 @@ impl<W: Write> Members<W> {
     fn collect(&mut self) -> io::Result<()> {
         let worker = self.workers.front().ok_or_else(gone)?;
         let block = worker.results.recv().map_err(|_| gone())??;
-        self.output.write_all(&block.packed)?;
+        self.output.write_all(block.packed())?;
         self.spare.push(block);
         self.workers.rotate_left(1);
         self.dealt = self.dealt.saturating_sub(1);

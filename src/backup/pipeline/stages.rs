@@ -4,16 +4,13 @@ use std::io::{self, Write};
 use std::thread;
 
 use futures::future::BoxFuture;
-use tokio::io::AsyncReadExt;
-use tokio::process::ChildStdout;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::bytes::{Bytes, BytesMut};
 
+use super::output::{DumpOutput, Spent};
 use super::part_writer::PartWriter;
 use super::{Moved, PipelineError, Stage, Verdict};
 use crate::backup::digest::{Measure, Meter};
-use crate::backup::dump::CHUNK;
 use crate::backup::form::Form;
 use crate::backup::priority;
 use crate::backup::program::{Messages, Program};
@@ -21,7 +18,7 @@ use crate::backup::walker::{Inspector, Walked};
 
 /// What passes between two stages.
 pub(super) enum Piece {
-    Data(Bytes),
+    Data(Vec<u8>),
     /// All of it passed and was right so far.
     End,
 }
@@ -51,110 +48,91 @@ pub(super) fn thread<T: Send + 'static>(
     Box::pin(async { result.await.ok().flatten() })
 }
 
-/// Reads the dump, and vouches for its end.
-pub(super) async fn read(
+/// Waits for the dump's program, and answers `vouch` when it has ended with 0.
+pub(super) async fn supervise(
     mut program: Program,
-    stdout: ChildStdout,
-    next: mpsc::Sender<Piece>,
+    mut vouch: oneshot::Sender<()>,
     verdict: Verdict,
 ) -> Option<Messages> {
     let result = tokio::select! {
         // What stopped the run is its cause, also when the dump fails in the same moment.
         biased;
         () = verdict.stop.cancelled() => None,
-        result = read_to_end(&mut program, stdout, &next) => Some(result),
+        // Nobody reads any more, and has said why.
+        () = vouch.closed() => None,
+        result = program.wait() => Some(result),
     };
-    match result {
-        Some(Ok(messages)) => Some(messages),
-        Some(Err(Stop::Failed(cause))) => {
-            verdict.fail(PipelineError::stage(Stage::Dump, true, cause));
+    let cause = match result {
+        None => {
             program.terminate().await;
-            None
+            return None;
         }
-        Some(Err(Stop::Consumer)) | None => {
-            program.terminate().await;
-            None
+        Some(Ok(end)) if end.status.success() => {
+            // Who reads may have given up meanwhile, and has said why.
+            let _ = vouch.send(());
+            return Some(end.messages);
         }
-    }
+        Some(Ok(end)) => format!("{} ended with {}", program.name(), end.cause()),
+        Some(Err(error)) => error.to_string(),
+    };
+    verdict.fail(PipelineError::stage(Stage::Dump, true, cause));
+    None
 }
 
-enum Stop {
-    Failed(String),
-    /// The next stage is gone, and has said why.
-    Consumer,
-}
-
-async fn read_to_end(
-    program: &mut Program,
-    mut stdout: ChildStdout,
-    next: &mpsc::Sender<Piece>,
-) -> Result<Messages, Stop> {
-    loop {
-        let mut chunk = BytesMut::with_capacity(CHUNK);
-        while chunk.len() < CHUNK {
-            let length = stdout
-                .read_buf(&mut chunk)
-                .await
-                .map_err(|error| Stop::Failed(format!("read from {}: {error}", program.name())))?;
-            if length == 0 {
-                break;
-            }
-        }
-        let at_end = chunk.len() < CHUNK;
-        if !chunk.is_empty() {
-            let piece = Piece::Data(chunk.freeze());
-            next.send(piece).await.map_err(|_| Stop::Consumer)?;
-        }
-        if at_end {
-            break;
-        }
-    }
-    let ended = program.wait().await.map_err(|error| Stop::Failed(error.to_string()))?;
-    if !ended.status.success() {
-        return Err(Stop::Failed(format!("{} ended with {}", program.name(), ended.cause())));
-    }
-    next.send(Piece::End).await.map_err(|_| Stop::Consumer)?;
-    Ok(ended.messages)
-}
-
-/// Walks the archive as it passes.
+/// Reads the archive and walks it. One thread does both: read and looked at at once, a piece is still
+/// in the processor's cache.
 pub(super) fn walk(
-    mut from: mpsc::Receiver<Piece>,
+    mut dump: DumpOutput,
+    vouched: oneshot::Receiver<()>,
     next: &mpsc::Sender<Piece>,
     mut inspector: Inspector,
     moved: &Moved,
     verdict: &Verdict,
 ) -> Option<WalkedStream> {
     let mut raw = Meter::new();
-    let fail = |error| verdict.fail(PipelineError::stage(Stage::Walk, false, error));
+    let unreadable = |error: io::Error| verdict.fail(unreadable(&error));
+    let broken = |error| verdict.fail(PipelineError::stage(Stage::Walk, false, error));
     loop {
-        match from.blocking_recv()? {
-            Piece::Data(bytes) => {
-                raw.update(&bytes);
-                inspector.feed(&bytes).map_err(fail).ok()?;
-                moved.add(bytes.len());
-                next.blocking_send(Piece::Data(bytes)).ok()?;
-            }
-            Piece::End => {
-                let archive = inspector.finish().map_err(fail).ok()?;
-                next.blocking_send(Piece::End).ok()?;
-                return Some(WalkedStream {
-                    archive,
-                    raw: raw.finish(),
-                });
-            }
+        let piece = dump.read(&verdict.stop).map_err(unreadable).ok()??;
+        if piece.is_empty() {
+            break;
         }
+        raw.update(&piece);
+        inspector.feed(&piece).map_err(broken).ok()?;
+        moved.add(piece.len());
+        next.blocking_send(Piece::Data(piece)).ok()?;
     }
+    // The end of the output is not yet the success of the program.
+    vouched.blocking_recv().ok()?;
+    let archive = inspector.finish().map_err(broken).ok()?;
+    next.blocking_send(Piece::End).ok()?;
+    Some(WalkedStream {
+        archive,
+        raw: raw.finish(),
+    })
+}
+
+pub(super) fn unreadable(error: &io::Error) -> PipelineError {
+    PipelineError::stage(Stage::Dump, true, format!("read the dump: {error}"))
 }
 
 /// Packs the stream and cuts it into parts.
-pub(super) fn pack(mut from: mpsc::Receiver<Piece>, parts: PartWriter, form: &Form, verdict: &Verdict) -> Option<()> {
+pub(super) fn pack(
+    mut from: mpsc::Receiver<Piece>,
+    spent: &Spent,
+    parts: PartWriter,
+    form: &Form,
+    verdict: &Verdict,
+) -> Option<()> {
     // What the next stage refuses is a consequence of the failure that it has named itself.
     let fail = |error: io::Error| verdict.fail(PipelineError::stage(Stage::Compress, false, error));
     let mut writer = form.writer(parts).map_err(fail).ok()?;
     loop {
         match from.blocking_recv()? {
-            Piece::Data(bytes) => writer.write_all(&bytes).map_err(fail).ok()?,
+            Piece::Data(bytes) => {
+                writer.write_all(&bytes).map_err(fail).ok()?;
+                spent.give_back(bytes);
+            }
             Piece::End => return writer.finish().and_then(PartWriter::finish).map_err(fail).ok(),
         }
     }

@@ -7,6 +7,10 @@ use crate::backup::digest::Meter;
 /// backslash in data is always doubled.
 const TERMINATOR: [u8; 5] = *b"\\.\n\n\n";
 
+/// How much is counted and digested at once: `pg_dump` writes row by row, and a call for each costs more
+/// than to gather them.
+const BATCH: usize = 64 * 1024;
+
 /// Counts and digests rows as they pass; the terminator is not part of either, so the digest is
 /// that of `COPY table TO STDOUT`.
 #[derive(Debug)]
@@ -16,9 +20,8 @@ pub(super) struct Rows {
     meter: Meter,
     count: u64,
     last: u8,
-    /// The last bytes seen, held back because they may be the terminator.
-    tail: [u8; TERMINATOR.len()],
-    held: usize,
+    /// What is not counted yet. Its last bytes may be the terminator.
+    held: Vec<u8>,
 }
 
 impl Rows {
@@ -29,53 +32,39 @@ impl Rows {
             meter: Meter::new(),
             count: 0,
             last: b'\n',
-            tail: TERMINATOR,
-            held: 0,
+            held: Vec::new(),
         }
     }
 
+    /// How many were counted so far; the last of them may wait.
     pub(super) fn rows(&self) -> u64 {
         self.count
     }
 
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        let (front, back) = bytes.split_at(bytes.len().saturating_sub(TERMINATOR.len()));
-        let mut window = [0; 2 * TERMINATOR.len()];
-        let mut filled = 0;
-        let tail = self.tail;
-        if back.len() == TERMINATOR.len() {
-            // The new bytes alone fill the tail: what was held is data, and so is the front.
-            self.add(tail.get(..self.held).unwrap_or_default());
-            self.add(front);
-        } else {
-            for (slot, byte) in window.iter_mut().zip(tail.iter().take(self.held)) {
-                *slot = *byte;
-                filled += 1;
-            }
-        }
-        for (slot, byte) in window.iter_mut().skip(filled).zip(back) {
-            *slot = *byte;
-        }
-        filled += back.len();
-        let (data, kept) = window.split_at(filled.saturating_sub(TERMINATOR.len()));
-        self.add(data);
-        self.held = filled.min(TERMINATOR.len());
-        for (slot, byte) in self.tail.iter_mut().zip(kept.iter().take(self.held)) {
-            *slot = *byte;
+        self.held.extend_from_slice(bytes);
+        if self.held.len() >= BATCH {
+            self.count_held();
         }
     }
 
-    fn add(&mut self, data: &[u8]) {
-        let Some(last) = data.last() else { return };
-        self.last = *last;
-        self.count = self
-            .count
-            .saturating_add(memchr::memchr_iter(b'\n', data).count() as u64);
-        self.meter.update(data);
+    /// Counts all that cannot be the terminator.
+    fn count_held(&mut self) {
+        let data = self.held.len().saturating_sub(TERMINATOR.len());
+        let data = self.held.drain(..data);
+        let rows = data.as_slice();
+        if let Some(last) = rows.last() {
+            self.last = *last;
+            self.count = self
+                .count
+                .saturating_add(memchr::memchr_iter(b'\n', rows).count() as u64);
+            self.meter.update(rows);
+        }
     }
 
-    pub(super) fn finish(self) -> Result<TableDigest, Malformed> {
-        if self.held != TERMINATOR.len() || self.tail != TERMINATOR || self.last != b'\n' {
+    pub(super) fn finish(mut self) -> Result<TableDigest, Malformed> {
+        self.count_held();
+        if self.held != TERMINATOR || self.last != b'\n' {
             return Err(Malformed("the rows of a table do not end with their terminator"));
         }
         let measure = self.meter.finish();

@@ -1,0 +1,90 @@
+//! The output of `pg_dump`, read by a thread that computes.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio, read};
+use rustix::pipe::fcntl_setpipe_size;
+use tokio::process::ChildStdout;
+use tokio_util::sync::CancellationToken;
+
+use crate::backup::dump::CHUNK;
+
+/// How much the pipe holds: what every user may have.
+const PIPE: usize = 1024 * 1024;
+
+/// How long some more may come before what is there is read. `pg_dump` writes 4 KiB at a time, and to be
+/// woken for each costs both sides more than to move it. The pipe has room for what it writes meanwhile.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// How often who waits looks whether it is to stop.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// The reading end.
+pub(super) struct DumpOutput {
+    pipe: OwnedFd,
+    spent: Receiver<Vec<u8>>,
+}
+
+/// Takes pieces back, to be filled again.
+pub(super) struct Spent(Sender<Vec<u8>>);
+
+impl Spent {
+    pub(super) fn give_back(&self, piece: Vec<u8>) {
+        // At the end nobody reads any more.
+        let _ = self.0.send(piece);
+    }
+}
+
+impl DumpOutput {
+    /// To be called on the runtime.
+    pub(super) fn new(stdout: ChildStdout) -> io::Result<(Self, Spent)> {
+        let pipe = stdout.into_owned_fd()?;
+        ioctl_fionbio(&pipe, true)?;
+        // A user with many large pipes is refused one, and the usual size does too.
+        if let Err(error) = fcntl_setpipe_size(&pipe, PIPE) {
+            tracing::debug!(%error, "the pipe from the dump could not be made larger");
+        }
+        let (back, spent) = channel();
+        Ok((Self { pipe, spent }, Spent(back)))
+    }
+
+    /// The next piece, of [`CHUNK`] bytes; shorter only as the last one, then empty for ever. `None` when it
+    /// is stopped.
+    pub(super) fn read(&mut self, stop: &CancellationToken) -> io::Result<Option<Vec<u8>>> {
+        let mut piece = self.spent.try_recv().unwrap_or_default();
+        piece.clear();
+        piece.reserve_exact(CHUNK);
+        while piece.len() < CHUNK {
+            if stop.is_cancelled() {
+                return Ok(None);
+            }
+            match read(&self.pipe, spare_capacity(&mut piece)) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(piece))
+    }
+
+    /// Until there is something to read, or it is time to look whether to stop.
+    fn wait(&self) -> io::Result<()> {
+        let mut ready = [PollFd::new(&self.pipe, PollFlags::IN)];
+        match poll(&mut ready, Some(&LOOK)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => thread::sleep(GATHER),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
