@@ -123,6 +123,7 @@ impl Ours {
             before_open: None,
             create_roles: false,
             jobs,
+            spool_directory: std::env::temp_dir(),
             identities: None,
             progress: Progress::new(),
             stop: CancellationToken::new(),

@@ -151,6 +151,7 @@ async fn on_scratch(request: &Proving<'_>, admin: &ConnectTarget, operation: &st
         before_open: None,
         create_roles: false,
         jobs: 1,
+        spool_directory: std::env::temp_dir(),
         identities: request.identities.clone(),
         progress: request.progress.clone(),
         stop: request.stop.clone(),

@@ -5,6 +5,7 @@ mod fill;
 mod roles;
 mod spool;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,9 +40,11 @@ pub struct Restore<'a> {
     pub no_owner: bool,
     /// Whether roles that the server lacks are created from the backup, without passwords.
     pub create_roles: bool,
-    /// How many processes build indexes and check constraints, and load rows if the backup was made in
-    /// parallel.
+    /// How many processes load rows, build indexes and check constraints. The rows of an archive are loaded
+    /// by several only if `spool_directory` has room for all of it.
     pub jobs: u32,
+    /// Where an archive lies while several processes read it.
+    pub spool_directory: PathBuf,
     /// What opens an encrypted backup.
     pub identities: Option<Identities>,
     /// What is to happen in the database before anybody else sees it.

@@ -111,6 +111,7 @@ pub(super) async fn restore(config: &Config, arguments: &RestoreArguments, as_js
         no_owner: arguments.no_owner,
         create_roles: arguments.create_roles,
         jobs: arguments.jobs,
+        spool_directory: std::env::temp_dir(),
         identities,
         before_open: Some(Arc::clone(&opening) as Arc<dyn BeforeOpen>),
         progress,

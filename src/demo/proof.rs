@@ -116,6 +116,7 @@ pub(super) async fn restore(stage: &Stage) -> Result<Proved, DemoError> {
         before_open: None,
         create_roles: false,
         jobs: 1,
+        spool_directory: std::env::temp_dir(),
         identities: None,
         progress: Progress::new(),
         stop: CancellationToken::new(),

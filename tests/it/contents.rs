@@ -1,5 +1,6 @@
 //! What a backup holds and in which form, and that each form comes back as it was.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pgreeve::backup::catalog::{self, Filter};
@@ -31,7 +32,11 @@ struct Made {
     manifest: Manifest,
     programs: Programs,
     identities: Option<Identities>,
+    spool_directory: PathBuf,
 }
+
+/// A directory without room for anything.
+const NO_ROOM: &str = "/proc";
 
 /// A store and a bench whose database was filled.
 async fn filled(sql: &str) -> (Bench, MemoryStore) {
@@ -51,6 +56,7 @@ async fn made((bench, store): (Bench, MemoryStore)) -> Made {
         bench,
         store,
         identities: None,
+        spool_directory: std::env::temp_dir(),
     }
 }
 
@@ -70,6 +76,7 @@ impl Made {
             before_open: None,
             create_roles,
             jobs,
+            spool_directory: self.spool_directory.clone(),
             identities: self.identities.clone(),
             progress: Progress::new(),
             stop: CancellationToken::new(),
@@ -229,6 +236,21 @@ async fn a_role_needs_no_rights_on_what_is_left_out() {
             .any(|table| table.name == "users" && table.rows == 2)
     );
     assert!(manifest.objects.iter().all(|object| object.role == Role::Data));
+}
+
+#[tokio::test]
+async fn one_archive_is_restored_by_several_processes_also_where_it_has_no_room() {
+    let mut made = made(filled(SCHEMAS).await).await;
+    assert_eq!(made.manifest.data().count(), 1);
+    for directory in [std::env::temp_dir().as_path(), Path::new(NO_ROOM)] {
+        directory.clone_into(&mut made.spool_directory);
+        made.restore(2).await.unwrap();
+        made.assert_alike().await;
+        made.bench
+            .database
+            .execute(&format!("DROP DATABASE {}", made.name()))
+            .await;
+    }
 }
 
 #[tokio::test]
@@ -569,6 +591,7 @@ struct Mix {
     parallel: u32,
     encrypt: bool,
     jobs: u32,
+    room: bool,
     max_parts: u32,
 }
 
@@ -583,10 +606,11 @@ fn mixes() -> impl Strategy<Value = Mix> {
         1_u32..4,
         any::<bool>(),
         1_u32..4,
+        any::<bool>(),
         1_u32..9,
     )
         .prop_map(
-            |(pieces, rows, packing, threads, parallel, encrypt, jobs, max_parts)| Mix {
+            |(pieces, rows, packing, threads, parallel, encrypt, jobs, room, max_parts)| Mix {
                 pieces,
                 rows,
                 packing,
@@ -594,6 +618,7 @@ fn mixes() -> impl Strategy<Value = Mix> {
                 parallel,
                 encrypt,
                 jobs,
+                room,
                 max_parts,
             },
         )
@@ -613,6 +638,9 @@ async fn comes_back(mix: &Mix) {
     bench.job.sizes.max_parts = mix.max_parts;
     let mut made = made((bench, store)).await;
     made.identities = Some(Identities::read(file.path()).unwrap());
+    if !mix.room {
+        made.spool_directory = NO_ROOM.into();
+    }
     made.read().await.unwrap();
     made.restore(mix.jobs).await.unwrap();
     made.assert_alike().await;

@@ -47,6 +47,7 @@ struct Made {
     store: Arc<dyn Store>,
     manifest: Manifest,
     programs: Programs,
+    jobs: u32,
 }
 
 async fn backed_up(sql: &str, max_parts: u32) -> Made {
@@ -67,6 +68,7 @@ async fn backed_up_in(store: Arc<dyn Store>, sql: &str, max_parts: u32) -> Made 
         programs: Programs::find().unwrap(),
         bench,
         store,
+        jobs: 1,
     }
 }
 
@@ -90,7 +92,8 @@ impl Made {
             no_owner,
             before_open: None,
             create_roles: false,
-            jobs: 1,
+            jobs: self.jobs,
+            spool_directory: std::env::temp_dir(),
             identities: None,
             progress: Progress::new(),
             stop,
@@ -214,15 +217,18 @@ async fn verification_finds_every_kind_of_difference() {
 #[tokio::test]
 async fn damage_anywhere_leaves_no_database() {
     let memory = MemoryStore::default();
-    let made = backed_up_in(Arc::new(memory.clone()), SCHEMA, 9000).await;
+    let mut made = backed_up_in(Arc::new(memory.clone()), SCHEMA, 9000).await;
     let key = made.data_key();
     let length = memory.body(&key).len();
     let whole = memory.body(&key);
-    for (what, damage) in [
-        ("the first byte", 0_usize),
-        ("the middle", length / 2),
-        ("the trailer", length - 1),
+    for (what, damage, jobs) in [
+        ("the first byte", 0_usize, 1),
+        ("the middle", length / 2, 1),
+        ("the middle", length / 2, 2),
+        ("the trailer", length - 1, 1),
+        ("the trailer", length - 1, 2),
     ] {
+        made.jobs = jobs;
         memory.damage(&key, |bytes| bytes[damage] ^= 1);
         let error = made.restore(&made.name()).await.unwrap_err();
         assert!(!exists(&made.name()).await, "{what}: {error}");
@@ -241,7 +247,6 @@ async fn damage_anywhere_leaves_no_database() {
     memory.damage(&key, |bytes| *bytes = whole.to_vec());
 
     // All bytes are right, and a table's figure in the manifest is not.
-    let mut made = made;
     made.manifest.tables[0].rows += 1;
     let error = made.restore(&made.name()).await.unwrap_err();
     assert!(error.cause.contains("other tables"), "{error}");
@@ -360,6 +365,7 @@ async fn a_database_that_writes_bytea_in_another_form_has_the_same_digests() {
         programs: Programs::find().unwrap(),
         bench,
         store,
+        jobs: 1,
     };
     made.restore(&made.name()).await.unwrap();
     let verified = verify_against(&made.programs, &made.manifest, &made.target().await)

@@ -1,5 +1,7 @@
 //! Fills a new database from a backup, in the way its archives ask for.
 
+use std::path::Path;
+
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
 use tempfile::NamedTempFile;
@@ -39,12 +41,13 @@ pub(super) async fn fill(request: &Restore<'_>, operation: &str) -> Result<(), J
         (Format::Plain, _, [script]) => vec![fill.script(script).await?],
         (Format::Custom, Some(schema), _) => fill.sections(schema, &archives).await?,
         (Format::Custom, None, [archive]) if request.jobs < 2 => vec![fill.stream(archive, true).await?],
+        (Format::Custom, None, [archive]) if spool::has_room(&request.spool_directory, archive.bytes_raw()) => {
+            vec![fill.file(archive).await?]
+        }
         (Format::Custom, None, [archive]) => vec![fill.stream_and_build(archive).await?],
         _ => return Err(fill.failed("its manifest lists archives that do not belong together")),
     };
-    fill.reading
-        .compare(&walked)
-        .map_err(|error| fill.failed(error.to_string()))
+    fill.compare(&walked)
 }
 
 struct Fill<'a> {
@@ -56,6 +59,11 @@ struct Fill<'a> {
 impl Fill<'_> {
     fn failed(&self, cause: impl Into<String>) -> JobError {
         JobError::permanent(self.operation, cause.into())
+    }
+
+    fn compare(&self, walked: &[Walked]) -> Result<(), JobError> {
+        let compared = self.reading.compare(walked);
+        compared.map_err(|error| self.failed(error.to_string()))
     }
 
     /// A script, in one transaction that is committed when its input ends.
@@ -84,6 +92,15 @@ impl Fill<'_> {
         self.feed(program, archive, Sink::Pieces).await
     }
 
+    /// A file, which several processes can read; nothing is restored before all of it was right.
+    async fn file(&self, archive: &Archive<'_>) -> Result<Walked, JobError> {
+        let (file, walked) = self.spool(archive, &self.request.spool_directory).await?;
+        self.compare(std::slice::from_ref(&walked))?;
+        self.restore_file(&file, &[format!("--jobs={}", self.request.jobs)])
+            .await?;
+        Ok(walked)
+    }
+
     /// Rows as they come, out of one stream, which several processes cannot read. What is built after
     /// them needs the table of contents only: that lies in a file, and several processes read it.
     async fn stream_and_build(&self, archive: &Archive<'_>) -> Result<Walked, JobError> {
@@ -92,7 +109,7 @@ impl Fill<'_> {
         } else {
             0
         };
-        let (file, writer) = spool::make(self.operation, bytes)?;
+        let (file, writer) = spool::make(self.operation, &std::env::temp_dir(), bytes)?;
         let mut arguments = self.arguments();
         arguments.extend(["--section=pre-data".to_owned(), "--section=data".to_owned()]);
         // A server that keeps no WAL for others writes none for rows of a table made in the same transaction.
@@ -112,7 +129,7 @@ impl Fill<'_> {
 
     /// Definitions, then all rows at the same time, then indexes and constraints.
     async fn sections(&self, schema: &Archive<'_>, all: &[Archive<'_>]) -> Result<Vec<Walked>, JobError> {
-        let (file, walked) = self.spool(schema).await?;
+        let (file, walked) = self.spool(schema, &std::env::temp_dir()).await?;
         self.restore_file(&file, &["--section=pre-data".to_owned()]).await?;
         let jobs = self.request.jobs.max(1);
         let rows = all.iter().filter(|archive| archive.role != Role::Schema);
@@ -127,8 +144,8 @@ impl Fill<'_> {
         Ok([vec![walked], restored].concat())
     }
 
-    async fn spool(&self, archive: &Archive<'_>) -> Result<(NamedTempFile, Walked), JobError> {
-        let (file, writer) = spool::make(self.operation, archive.bytes_raw())?;
+    async fn spool(&self, archive: &Archive<'_>, directory: &Path) -> Result<(NamedTempFile, Walked), JobError> {
+        let (file, writer) = spool::make(self.operation, directory, archive.bytes_raw())?;
         let walked = self.reading.archive(archive, Sink::File(writer)).await;
         Ok((file, walked.map_err(|error| self.failed(error.to_string()))?))
     }
@@ -141,7 +158,7 @@ impl Fill<'_> {
         self.ended(&mut program).await
     }
 
-    fn start(&self, program: &std::path::Path, arguments: Vec<String>, input: bool) -> Result<Program, JobError> {
+    fn start(&self, program: &Path, arguments: Vec<String>, input: bool) -> Result<Program, JobError> {
         let target = self.request.admin.with_dbname(self.request.into);
         Program::start(program, arguments, &target, "pgreeve:restore", input)
             .map_err(|error| self.failed(error.to_string()))
