@@ -1,9 +1,9 @@
 //! The program is killed at each step, and begins again.
 
 use std::fmt::Write;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
-use sqlx::Executor;
+use sqlx::{Connection, Executor};
 
 use super::{SHOP_RULE, count, shop};
 use crate::retention::holds::place;
@@ -102,6 +102,160 @@ async fn kill_at_each_step(apart: bool) {
         7
     );
     host.run(&["audit", "verify"]).expect_code(0);
+}
+
+/// Where a run stands in the ledger when it is killed: what it has just written, and not yet committed.
+const BOUNDARIES: [(&str, &str); 8] = [
+    ("received", "AFTER INSERT ON pgreeve.erasure_request FOR EACH ROW"),
+    (
+        "claimed",
+        "AFTER UPDATE ON pgreeve.erasure_request FOR EACH ROW WHEN (old.attempt < new.attempt)",
+    ),
+    ("resolved", "AFTER INSERT ON pgreeve.erasure_scope FOR EACH STATEMENT"),
+    (
+        "announced",
+        "AFTER UPDATE ON pgreeve.erasure_request FOR EACH ROW WHEN (old.remembered_at IS DISTINCT FROM new.remembered_at)",
+    ),
+    (
+        "stepped",
+        "AFTER INSERT OR UPDATE ON pgreeve.erasure_step FOR EACH STATEMENT",
+    ),
+    (
+        "verifying",
+        "AFTER UPDATE ON pgreeve.erasure_request FOR EACH ROW WHEN (new.state = 'verifying' AND old.state <> 'verifying')",
+    ),
+    (
+        "closed",
+        "AFTER UPDATE ON pgreeve.erasure_request FOR EACH ROW WHEN (old.finished_at IS NULL AND new.finished_at IS NOT NULL)",
+    ),
+    (
+        "ended",
+        "AFTER UPDATE ON pgreeve.run FOR EACH ROW WHEN (old.finished_at IS NULL AND new.finished_at IS NOT NULL)",
+    ),
+];
+
+#[tokio::test]
+async fn killed_between_any_two_records_and_started_again_its_certificate_counts_as_if_undisturbed() {
+    let undisturbed = shop().await;
+    let first = host(&undisturbed).await;
+    first.run(&["run", "erase"]).expect_code(0);
+
+    let database = shop().await;
+    let mut gates = String::from(
+        "CREATE TABLE bystanders (name text); INSERT INTO bystanders VALUES ('Bob');
+         CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(TG_ARGV[0]::bigint); RETURN NULL; END $$;",
+    );
+    for (key, (name, when)) in BOUNDARIES.iter().enumerate() {
+        write!(gates, "CREATE TRIGGER {name} {when} EXECUTE FUNCTION gate({key});").unwrap();
+    }
+    database.execute(&gates).await;
+    let host = host(&database).await;
+    for (key, (name, _)) in BOUNDARIES.iter().enumerate() {
+        if *name == "closed" {
+            killed_while_it_searches(&database, &host).await;
+            killed_between_certificate_and_record(&database, &host).await;
+        }
+        let mut holder = database.connect().await;
+        holder
+            .execute(sqlx::AssertSqlSafe(format!("SELECT pg_advisory_lock({key}::bigint)")))
+            .await
+            .unwrap();
+        let child = begun(&host);
+        until(&format!("a run is at the boundary `{name}`"), async || {
+            waiting(&database).await == 1
+        })
+        .await;
+        killed(&database, child).await;
+        drop(holder);
+    }
+    host.run(&["run", "erase"]).expect_code(0);
+    assert_eq!(steps(&database).await, steps(&undisturbed).await);
+    assert_eq!(
+        certificate(&host, &database).await,
+        certificate(&first, &undisturbed).await
+    );
+    assert_eq!(count(&database, "users WHERE id = 1").await, 0);
+    assert_eq!(database.value::<String>("SELECT status FROM requests").await, "done");
+    host.run(&["audit", "verify"]).expect_code(0);
+}
+
+/// What a certificate counts.
+async fn certificate(host: &Host, database: &Database) -> serde_json::Value {
+    let request: String = database
+        .value("SELECT request_id::text FROM pgreeve.erasure_request")
+        .await;
+    let signed = host
+        .run(&["erasure", "certificate", &request, "--format", "json"])
+        .expect_code(0);
+    let erasure = &signed.json()["erasure"];
+    let places = &erasure["residue"]["places"];
+    serde_json::json!({
+        "state": erasure["state"], "found": erasure["found"], "steps": erasure["steps"], "kept": erasure["kept"], "residue": places,
+    })
+}
+
+fn begun(host: &Host) -> Child {
+    host.command(&["run", "erase"]).stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Kills a run that is under way, and waits until the server knows.
+async fn killed(database: &Database, mut child: Child) {
+    assert!(child.try_wait().unwrap().is_none(), "it is under way");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // A backend that waits for a lock does not see that its client is gone.
+    database
+        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgreeve%'")
+        .await;
+    until("the server has ended the work", async || {
+        count(
+            database,
+            "pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgreeve%'",
+        )
+        .await
+            == 0
+    })
+    .await;
+}
+
+/// The search reads every table, also one that the plan does not know.
+async fn killed_while_it_searches(database: &Database, host: &Host) {
+    let mut holder = database.connect().await;
+    let mut transaction = holder.begin().await.unwrap();
+    transaction.execute("LOCK TABLE bystanders").await.unwrap();
+    let child = begun(host);
+    until("the search is under way", async || searching(database).await).await;
+    killed(database, child).await;
+}
+
+/// Whoever reads the audit log keeps out the record, not the certificate.
+async fn killed_between_certificate_and_record(database: &Database, host: &Host) {
+    let certificates = host.path("state/erasures/certificates");
+    assert!(!certificates.exists(), "no attempt came as far");
+    let mut holder = database.connect().await;
+    let mut transaction = holder.begin().await.unwrap();
+    transaction.execute("LOCK TABLE bystanders").await.unwrap();
+    let child = begun(host);
+    until("the search is under way", async || searching(database).await).await;
+    let lock = std::fs::File::open(host.audit().join("lock")).unwrap();
+    lock.lock_shared().unwrap();
+    transaction.rollback().await.unwrap();
+    until("there is a certificate", async || {
+        std::fs::read_dir(&certificates).is_ok_and(|mut files| files.next().is_some())
+    })
+    .await;
+    killed(database, child).await;
+    let written = host.audit_records();
+    assert!(!written.iter().any(|record| record["kind"] == "erasure.completed"));
+}
+
+async fn searching(database: &Database) -> bool {
+    count(
+        database,
+        "pg_locks WHERE relation = 'bystanders'::regclass AND NOT granted",
+    )
+    .await
+        == 1
 }
 
 async fn waiting(database: &Database) -> i64 {
