@@ -258,11 +258,11 @@ impl Walk<'_> {
                 }
                 ladder.tries = 0;
                 self.count(rows, locked, weight.elapsed);
-                if weight.waiters > 0 {
+                if weight.footprint.waiters > 0 {
                     pace.halve();
                 } else {
-                    let (elapsed, target) = self.outside.paced(weight.elapsed, self.yielding.target());
-                    pace.took(elapsed, target);
+                    let (elapsed, aim) = self.outside.paced(weight.elapsed, self.yielding.aim());
+                    pace.took(elapsed, weight.footprint.wal, aim);
                 }
                 ladder.last = weight;
                 Ok(Next::After(range))

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use super::archive::{ArchiveRule, Archiver, CopyError};
 use super::cutoff::Cutoff;
 use super::objects::{ObjectRule, Objects, RemoveError};
-use super::pace::TARGET;
+use super::pace::{self, Aim};
 use super::partitions::PartitionMode;
 use super::preflight::Target;
 use super::statement::{Range, Statements};
@@ -192,19 +192,22 @@ impl Outside {
     }
 
     /// How long a batch took and how long it should take, as the pace of the next is to see them.
-    pub(super) fn paced(&self, elapsed: Duration, target: Duration) -> (Duration, Duration) {
+    pub(super) fn paced(&self, elapsed: Duration, aim: Aim) -> (Duration, Aim) {
         if !self.is_busy() {
-            return (elapsed, target);
+            return (elapsed, aim);
         }
         // Small steps would make small objects; the server does little meanwhile.
-        let target = TARGET * SLOWER;
+        let aim = Aim {
+            time: pace::ALONE.time * SLOWER,
+            wal: u64::MAX,
+        };
         let elapsed = match self.packed {
             packed if packed > OBJECT_BYTES => Duration::MAX,
             // Near the size that is wanted the next object is not made larger.
-            packed if packed > OBJECT_BYTES / 2 => elapsed.max(target),
+            packed if packed > OBJECT_BYTES / 2 => elapsed.max(aim.time),
             _ => elapsed,
         };
-        (elapsed, target)
+        (elapsed, aim)
     }
 
     /// Copies the rows of a part of a leaf, deletes them, deletes their objects; answers how many

@@ -8,18 +8,19 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::postgres::types::Oid;
 
-use super::pace;
+use super::pace::{self, Aim};
 use super::signals::{Sampler, Signal, Signals, State};
 use crate::job::JobContext;
+use crate::ledger::batches::Footprint;
 
 /// How often the signals are read at the most.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// How often they are read while the run waits.
 const WAIT: Duration = Duration::from_millis(500);
 /// Beside others a run rests so many times as long as it works,
-const REST: u32 = 3;
+const REST: u32 = 2;
 /// and at least so long.
-const LEAST_REST: Duration = Duration::from_millis(10);
+const LEAST_REST: Duration = Duration::from_millis(4);
 
 /// `[jobs.NAME] throttle = { … }`: when a run yields. `None` is "off".
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -62,10 +63,8 @@ impl Default for Throttle {
 pub(super) struct Weight {
     /// How long it took.
     pub(super) elapsed: Duration,
-    /// How many sessions waited for it.
-    pub(super) waiters: u64,
-    /// How many bytes of WAL were written meanwhile.
-    pub(super) wal: u64,
+    /// What it did to others.
+    pub(super) footprint: Footprint,
 }
 
 /// The throttle of one run.
@@ -105,12 +104,12 @@ impl Yielding {
         self.now.get(&Signal::Activity) == Some(&State::Hold)
     }
 
-    /// How long a batch should take now.
-    pub(super) fn target(&self) -> Duration {
+    /// What a batch should be now.
+    pub(super) fn aim(&self) -> Aim {
         if self.beside_others() {
-            pace::TARGET_BESIDE_OTHERS
+            pace::BESIDE_OTHERS
         } else {
-            pace::TARGET
+            pace::ALONE
         }
     }
 
@@ -124,7 +123,7 @@ impl Yielding {
         until: Instant,
         hurry: bool,
     ) {
-        self.waiters = self.waiters.saturating_add(last.waiters);
+        self.waiters = self.waiters.saturating_add(last.footprint.waiters);
         self.sample(context, leaf, SAMPLE_EVERY).await;
         self.rest(context, last, until, hurry).await;
         let mut told = false;
@@ -197,12 +196,12 @@ impl Yielding {
     /// quick.
     async fn rest(&mut self, context: &JobContext, last: Weight, until: Instant, hurry: bool) {
         let mut rest = Duration::ZERO;
-        if (self.beside_others() || last.waiters > 0) && !last.elapsed.is_zero() && !hurry {
+        if (self.beside_others() || last.footprint.waiters > 0) && !last.elapsed.is_zero() && !hurry {
             rest = (last.elapsed * REST).max(LEAST_REST);
         }
         if let Some(rate) = self.throttle.wal_rate.filter(|rate| *rate > 0) {
             #[expect(clippy::cast_precision_loss, reason = "a rate")]
-            let should_take = Duration::from_secs_f64((last.wal as f64 / rate as f64).min(3600.0));
+            let should_take = Duration::from_secs_f64((last.footprint.wal as f64 / rate as f64).min(3600.0));
             rest = rest.max(should_take.saturating_sub(last.elapsed));
         }
         let rest = rest.min(until.saturating_duration_since(Instant::now()));

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::estimate::LIMIT_STATEMENT;
 use super::outside::{Outside, STORE_TIME, Trouble};
 use super::statement::{Range, Statements};
 use super::stride::{End, GUESSED_TIME};
 use super::throttle::Weight;
 use crate::job::JobContext;
+use crate::ledger::admission::{self, Admitted, Request};
 use crate::ledger::batches::{self, Batch};
 use crate::ledger::holds::{self, Holds};
 use crate::ledger::leader::{Fence, FenceError};
@@ -185,23 +185,22 @@ async fn within(
 ) -> Result<Attempt, Failure> {
     let started = Instant::now();
     let (statements, leaf, patience) = (part.statements, part.leaf, part.patience);
-    let other = |error: sqlx::Error| Failure::Other(error.into());
     let database = |error: DatabaseError| Failure::of(error, Duration::ZERO, BATCH_TIME);
     // Where all statements see one snapshot, it must be younger than the lock.
     if outside.archives() {
         holds::freeze(&mut *transaction).await.map_err(database)?;
     }
-    fence.hold(&mut *transaction).await.map_err(|error| match error {
-        FenceError::Database(error) => Failure::of(error, Duration::ZERO, BATCH_TIME),
-        FenceError::Superseded(_) => Failure::Superseded(error),
-    })?;
-    let (limit, wal_before) = prepare(&mut *transaction, part.slice, outside).await.map_err(other)?;
-    if !outside.archives() {
-        holds::share(&mut *transaction).await.map_err(database)?;
-    }
-    if !holds::unchanged(&mut *transaction, part.holds)
+    let admitted = admit(&mut *transaction, fence, part.slice, outside)
         .await
-        .map_err(database)?
+        .map_err(|error| match error {
+            FenceError::Database(error) => database(error),
+            FenceError::Superseded(_) => Failure::Superseded(error),
+        })?;
+    // What is done in the database alone can still be taken back when it is recorded.
+    if outside.is_busy()
+        && !holds::unchanged(&mut *transaction, part.holds)
+            .await
+            .map_err(database)?
     {
         return Err(Failure::HoldsChanged);
     }
@@ -224,7 +223,7 @@ async fn within(
         Trouble::Database(error) if error.is("23503") && outside.archives() && statements.keeps_referenced() => {
             Failure::Contended(error)
         }
-        Trouble::Database(error) => Failure::of(error, statement_started.elapsed(), limit),
+        Trouble::Database(error) => Failure::of(error, statement_started.elapsed(), admitted.statement_timeout),
         trouble => Failure::Outside(trouble),
     })?;
     let Some((range, rows, locked)) = done else {
@@ -234,19 +233,20 @@ async fn within(
         return Err(Failure::TooMany);
     }
     let elapsed = started.elapsed();
-    if rows > 0 {
+    let footprint = if rows > 0 {
         let batch = place(statements, leaf, &range, rows, elapsed);
-        batches::record(&mut *transaction, run, &batch)
-            .await
-            .map_err(Failure::Other)?;
         outside.record(&mut *transaction).await.map_err(Failure::Other)?;
-    }
-    let (waiters, wal) = weigh(transaction, &wal_before).await.map_err(other)?;
+        let known = (admitted.wal.as_str(), part.holds);
+        batches::record_and_weigh(transaction, run, &batch, known).await
+    } else {
+        batches::footprint(transaction, &admitted.wal).await.map(Some)
+    };
+    let footprint = footprint.map_err(Failure::Other)?.ok_or(Failure::HoldsChanged)?;
     Ok(Attempt::Done {
         rows,
         locked,
         range,
-        weight: Weight { elapsed, waiters, wal },
+        weight: Weight { elapsed, footprint },
     })
 }
 
@@ -259,57 +259,44 @@ fn isolation(outside: &Outside) -> &'static str {
     }
 }
 
-/// Settings of the transaction; answers with its statement timeout and where the WAL stood.
-async fn prepare(
+/// Holds the fence, keeps new holds out, and makes the settings of the transaction.
+async fn admit(
     transaction: &mut PgConnection,
+    fence: Fence,
     slice: &Slice,
     outside: &Outside,
-) -> Result<(Duration, String), sqlx::Error> {
-    // The commits need not wait for the disk: the record that closes the run is written after them
-    // and does wait, and the WAL is one sequence. Beside a store, which is not rewound with the
-    // database, they do wait.
-    let commit = if outside.is_busy() { "on" } else { "off" };
-    // The index was chosen from the catalog; stale statistics must not turn each batch into a read of
-    // the whole table, nor its made-up cost into a compilation.
-    let scan = match slice {
-        Slice::Ages { .. } | Slice::Keys { .. } => "off",
-        Slice::Blocks { .. } => "on",
-    };
-    let time = if slice.is_guessed() { GUESSED_TIME } else { BATCH_TIME };
+) -> Result<Admitted, FenceError> {
     // What waits for a store in between is not idle for nothing.
-    let idle = outside.is_busy().then(|| (STORE_TIME * 2).as_millis().to_string());
-    // The last setting tells the triggers of rollups that rows go, and what was counted of them stays.
-    let settings = format!(
-        "SELECT pg_current_wal_insert_lsn()::text, set_config('synchronous_commit', $3, true),
-                set_config('jit', 'off', true), set_config('enable_seqscan', $2, true),
-                set_config('idle_in_transaction_session_timeout',
-                           coalesce($4, current_setting('idle_in_transaction_session_timeout')), true),
-                set_config('pgreeve.retention', 'on', true),
-                limited.ms
-         FROM ({LIMIT_STATEMENT}) AS limited"
-    );
-    let (wal, _, _, _, _, _, limit): (String, String, String, String, String, String, i64) =
-        sqlx::query_as(AssertSqlSafe(settings))
-            .bind(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
-            .bind(scan)
-            .bind(commit)
-            .bind(idle)
-            .fetch_one(transaction)
-            .await?;
-    Ok((Duration::from_millis(limit.unsigned_abs()), wal))
-}
-
-/// How many sessions wait for this transaction, and how much WAL was written since it began.
-async fn weigh(transaction: &mut PgConnection, wal_before: &str) -> Result<(u64, u64), sqlx::Error> {
-    let (waiters, wal): (i64, i64) = sqlx::query_as(
-        "SELECT count(*) FILTER (WHERE pg_backend_pid() = ANY (pg_blocking_pids(l.pid))),
-                pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1::text::pg_lsn)::int8
-         FROM pg_catalog.pg_locks l WHERE NOT l.granted",
-    )
-    .bind(wal_before)
-    .fetch_one(transaction)
-    .await?;
-    Ok((waiters.unsigned_abs(), wal.unsigned_abs()))
+    let idle = (STORE_TIME * 2).as_millis().to_string();
+    let mut settings = vec![
+        // The commits need not wait for the disk: the record that closes the run is written after them
+        // and does wait, and the WAL is one sequence. Beside a store, which is not rewound with the
+        // database, they do wait.
+        ("synchronous_commit", if outside.is_busy() { "on" } else { "off" }),
+        // The index was chosen from the catalog; stale statistics must not turn each batch into a read
+        // of the whole table, nor its made-up cost into a compilation.
+        (
+            "enable_seqscan",
+            match slice {
+                Slice::Ages { .. } | Slice::Keys { .. } => "off",
+                Slice::Blocks { .. } => "on",
+            },
+        ),
+        ("jit", "off"),
+        // Tells the triggers of rollups that rows go, and what was counted of them stays.
+        ("pgreeve.retention", "on"),
+    ];
+    if outside.is_busy() {
+        settings.push(("idle_in_transaction_session_timeout", &idle));
+    }
+    let request = Request {
+        fence,
+        // Where the table of holds is frozen, nobody who holds this lock could go on.
+        share_holds: !outside.archives(),
+        settings: &settings,
+        statement_timeout: if slice.is_guessed() { GUESSED_TIME } else { BATCH_TIME },
+    };
+    admission::admit(transaction, &request).await
 }
 
 /// The part of the table that a slice covers; `None` when too many rows share the age at its end.

@@ -127,12 +127,11 @@ pub async fn unchanged(transaction: &mut PgConnection, known: &Holds) -> Result<
     Ok(ids(transaction).await? == known.all)
 }
 
+/// The identities of the holds that stand, in order.
+pub(super) const STANDING: &str = "SELECT hold_id FROM pgreeve.hold WHERE released_at IS NULL ORDER BY hold_id";
+
 async fn ids(connection: &mut PgConnection) -> Result<Vec<Uuid>, DatabaseError> {
-    Ok(
-        sqlx::query_scalar("SELECT hold_id FROM pgreeve.hold WHERE released_at IS NULL ORDER BY hold_id")
-            .fetch_all(connection)
-            .await?,
-    )
+    Ok(sqlx::query_scalar(STANDING).fetch_all(connection).await?)
 }
 
 /// The holds that stand, and those among them that cover rows of a table: placed on it, on what it

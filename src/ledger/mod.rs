@@ -2,6 +2,7 @@
 //!
 //! The ledger answers "what was due, what ran, what did it do". It does not decide what runs.
 
+pub mod admission;
 pub mod archives;
 pub mod attempts;
 pub mod backups;
