@@ -6,6 +6,7 @@ use sqlx::{PgConnection, Row};
 
 use super::dump::Content;
 use super::program::{self, Programs, Version};
+use super::standby::no_standby;
 use crate::job::JobError;
 use crate::postgres::quote;
 use crate::postgres::sqlstate::DatabaseError;
@@ -138,11 +139,7 @@ fn check_place(about: &Facts, content: &Content) -> Result<(), JobError> {
             "the server is a standby",
             "run the backup against the primary, or name this server in `standby`",
         )),
-        (false, true) => Err(JobError::refused(
-            "export a snapshot",
-            "the server that `standby` names is not one: it may have been promoted",
-            "name a server that follows the primary, or leave out `standby`",
-        )),
+        (false, true) => Err(no_standby()),
         _ => Ok(()),
     }
 }

@@ -21,7 +21,7 @@ const OPERATION: &str = "wait for the standby";
 /// clock before that: the dump's data is not older.
 ///
 /// # Errors
-/// When the standby follows another server, or does not catch up in a minute.
+/// When it is no standby, follows another server, or does not catch up in a minute.
 pub async fn catch_up(primary: &mut PgConnection, standby: &ConnectTarget) -> Result<Timestamp, JobError> {
     let failed = |error: sqlx::Error| JobError::database(OPERATION, &error.into());
     let (now, lsn): (SqlTimestamp, String) =
@@ -54,8 +54,9 @@ pub async fn catch_up(primary: &mut PgConnection, standby: &ConnectTarget) -> Re
             .await
             .map_err(failed)?;
         match behind {
+            None => return Err(no_standby()),
             Some(..=0) => break,
-            _ if begun.elapsed() < CATCH_UP => tokio::time::sleep(POLL).await,
+            Some(_) if begun.elapsed() < CATCH_UP => tokio::time::sleep(POLL).await,
             Some(bytes) => {
                 let cause = format!(
                     "{} is {bytes} bytes behind after {} s",
@@ -64,18 +65,19 @@ pub async fn catch_up(primary: &mut PgConnection, standby: &ConnectTarget) -> Re
                 );
                 return Err(JobError::transient(OPERATION, cause));
             }
-            None => {
-                let cause = format!("{} does not replay", standby.describe());
-                return Err(JobError::refused(
-                    OPERATION,
-                    cause,
-                    "name a server that follows the primary",
-                ));
-            }
         }
     }
     connection.close().await.map_err(failed)?;
     Ok(now.to_jiff())
+}
+
+/// The refusal of a server that replays nothing.
+pub(super) fn no_standby() -> JobError {
+    JobError::refused(
+        OPERATION,
+        "the server that `standby` names is not one: it may have been promoted",
+        "name a server that follows the primary, or leave out `standby`",
+    )
 }
 
 /// The cluster's identity, where the role may read it.

@@ -21,6 +21,7 @@ use crate::backup::prune;
 use crate::backup::run::{self, ErasureLedger, Made, Setup};
 use crate::backup::seal::Recipient;
 use crate::backup::selection::{self, Selection};
+use crate::backup::standby;
 use crate::backup::sweep;
 use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome, Plan, RecoveryContext};
 use crate::ledger::backups::{self, Leftovers};
@@ -219,19 +220,21 @@ impl BackupJob {
             selection: Selection::default(),
             on_standby: settings.standby.is_some(),
         };
-        let mut standby = match &settings.standby {
+        let mut other = match &settings.standby {
             Some(standby) => {
+                // What it has not replayed yet could be neither selected nor warned of.
+                standby::catch_up(context.session.connection(), standby).await?;
                 let settings = SessionSettings::control(format!("pgreeve:preflight:{}", context.job));
                 let opened = Session::open(standby, &settings).await;
                 Some(opened.map_err(|error| JobError::database("connect to the standby", &error))?)
             }
             None => None,
         };
-        let connection = standby.as_mut().unwrap_or(&mut context.session).connection();
+        let connection = other.as_mut().unwrap_or(&mut context.session).connection();
         dumped.selection = selection::resolve(connection, &settings.include, &settings.exclude).await?;
         let ready = preflight::check(connection, programs, &dumped).await?;
-        if let Some(standby) = standby {
-            standby.close().await;
+        if let Some(other) = other {
+            other.close().await;
         }
         Ok((dumped, ready))
     }

@@ -506,20 +506,32 @@ async fn a_dump_from_a_standby_holds_all_that_was_committed_before() {
         .await
         .unwrap();
     let mut connection = primary.target("postgres").connect("test").await.unwrap();
+    let mut replica = standby.target("postgres").connect("test").await.unwrap();
+    sqlx::raw_sql("SELECT pg_wal_replay_pause()")
+        .execute(&mut replica)
+        .await
+        .unwrap();
     sqlx::raw_sql("CREATE TABLE t AS SELECT generate_series(1, 30000) AS id; CREATE UNLOGGED TABLE u AS SELECT 1")
         .execute(&mut connection)
         .await
         .unwrap();
-    // What a preflight says of the standby, it says of what has been replayed by then.
-    let mut replica = standby.target("postgres").connect("test").await.unwrap();
-    until("the standby has the tables", async || {
-        let there = sqlx::query_scalar("SELECT to_regclass('public.u') IS NOT NULL");
-        there.fetch_one(&mut replica).await.unwrap()
-    })
-    .await;
     bench.job.settings.standby = Some(standby.target("postgres"));
+    let primary_target = primary.target("postgres");
     for rows in [30_000, 60_000] {
-        let report = bench.run_as(&primary.target("postgres")).await.unwrap();
+        // It is behind when the run begins, and goes on when it is waited for.
+        let go_on = async {
+            until("the standby is waited for", async || {
+                let waits = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgreeve:standby')";
+                sqlx::query_scalar(waits).fetch_one(&mut replica).await.unwrap()
+            })
+            .await;
+            sqlx::raw_sql("SELECT pg_wal_replay_resume()")
+                .execute(&mut replica)
+                .await
+                .unwrap();
+        };
+        let (report, ()) = tokio::join!(bench.run_as(&primary_target), go_on);
+        let report = report.unwrap();
         let catalog = catalog::list(&store, Filter::default()).await.unwrap();
         let entry = catalog
             .backups
@@ -535,6 +547,10 @@ async fn a_dump_from_a_standby_holds_all_that_was_committed_before() {
             manifest.tables.iter().find(|table| table.name == "t").unwrap().rows,
             rows
         );
+        sqlx::raw_sql("SELECT pg_wal_replay_pause()")
+            .execute(&mut replica)
+            .await
+            .unwrap();
         sqlx::raw_sql("INSERT INTO t SELECT generate_series(1, 30000)")
             .execute(&mut connection)
             .await
