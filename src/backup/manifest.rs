@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
 
 use super::compress::Packing;
+use super::digest::sha256_hex;
 use super::form::Format;
 use super::snapshot::{Extension, Locale};
 use super::walker::{LargeObjects, TableDigest};
@@ -26,6 +27,10 @@ pub const NAME: &str = "manifest.json";
 
 /// The archive's version when this program does not know it.
 pub const OPAQUE: &str = "opaque";
+
+/// The key of the last line: the SHA-256 of all lines before it, as `head -n -2 manifest.json | sha256sum`
+/// has it.
+const SEAL: &str = "manifest_sha256";
 
 /// The largest manifest that is read; a hundred thousand tables need about 20 MiB.
 const LIMIT: u64 = 256 * 1024 * 1024;
@@ -239,14 +244,19 @@ impl Manifest {
         self.tables.iter().fold(0, |sum, table| sum.saturating_add(table.rows))
     }
 
-    /// As it is stored.
+    /// As it is stored: JSON whose last line is the digest of the lines before, so that no byte can change
+    /// unseen.
     ///
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn to_bytes(&self) -> Result<Bytes, StoreError> {
-        let mut text = serde_json::to_vec_pretty(self)
+        let mut text = serde_json::to_string_pretty(self)
             .map_err(|error| StoreError::permanent("write the manifest", error.to_string()))?;
-        text.push(b'\n');
+        let fields = text.strip_suffix("\n}").map_or(0, str::len);
+        text.truncate(fields);
+        text.push_str(",\n");
+        let seal = seal(text.as_bytes());
+        text.push_str(&seal);
         Ok(text.into())
     }
 
@@ -287,8 +297,18 @@ impl Manifest {
         if version > VERSION {
             return Err(format!("it has version {version} and was written by a newer pgreeve"));
         }
-        serde_json::from_slice(bytes).map_err(|error| format!("it is not a manifest: {error}"))
+        let manifest = serde_json::from_slice(bytes).map_err(|error| format!("it is not a manifest: {error}"))?;
+        let length = seal(b"").len();
+        match bytes.split_at_checked(bytes.len().saturating_sub(length)) {
+            Some((text, end)) if seal(text).as_bytes() == end => Ok(manifest),
+            _ => Err(format!("it was changed: its text has not the {SEAL} at its end")),
+        }
     }
+}
+
+/// The end of a manifest's text.
+fn seal(text: &[u8]) -> String {
+    format!("  \"{SEAL}\": \"{}\"\n}}\n", sha256_hex(text))
 }
 
 /// `DATABASE/JOB/ID`, the prefix of all keys of a backup.
@@ -369,6 +389,19 @@ mod tests {
         let text = String::from_utf8(example().to_bytes().unwrap().to_vec()).unwrap();
         assert_eq!(text, include_str!("manifest_v1.json"));
         assert_eq!(Manifest::parse(text.as_bytes()).unwrap(), example());
+    }
+
+    #[test]
+    fn no_byte_of_a_manifest_can_change_unseen() {
+        let whole = example().to_bytes().unwrap();
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut changed = whole.to_vec();
+                changed[at] ^= 1 << bit;
+                assert!(Manifest::parse(&changed).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+        assert!(Manifest::parse(&whole[..whole.len() - 1]).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::compress::Packing;
 use super::digest::{Measure, Meter};
 use super::dump::CHUNK;
 use super::form::Format;
-use super::manifest::{Archive, Manifest, OPAQUE, Object};
+use super::manifest::{Archive, Manifest, OPAQUE, Object, Role};
 use super::seal::{Identities, UnsealError};
 use super::walker::{Inspector, LargeObjects, TableDigest, WalkError, Walked};
 use crate::job::Progress;
@@ -81,7 +81,7 @@ pub struct Reading<'a> {
     read: AtomicU64,
 }
 
-/// Reads the whole dump.
+/// Reads the whole backup.
 ///
 /// # Errors
 /// When the store does not give it, any size or digest differs from the manifest's, or it is
@@ -92,10 +92,17 @@ pub async fn read(
     progress: Progress,
     identities: Option<&Identities>,
 ) -> Result<(), ReadError> {
-    let reading = Reading::new(&store, manifest, &progress, identities);
+    let reading = Reading {
+        total: manifest.bytes(),
+        ..Reading::new(&store, manifest, &progress, identities)
+    };
     let mut walked = Vec::new();
     for archive in manifest.archives() {
         walked.push(reading.archive(&archive, Sink::Nowhere).await?);
+    }
+    // The roles are no part of the dump, and of the backup they are.
+    for object in manifest.objects.iter().filter(|object| object.role == Role::Globals) {
+        reading.object(object, None).await?;
     }
     reading.compare(&walked)
 }

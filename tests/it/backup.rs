@@ -699,16 +699,23 @@ async fn pruning_one_database_touches_no_other_and_no_key_that_it_does_not_know(
     // The same backups again, of a database whose name begins like this one's, and of another job.
     for key in store.keys() {
         let body = store.body(&key);
-        for (from, to) in [("main/", "main_2/"), ("/nightly/", "/nightly_2/")] {
-            let text = String::from_utf8(body.to_vec());
-            let copy = text.map_or_else(
-                |_| body.to_vec(),
-                |text| {
-                    let text = text.replace(from, to);
-                    let text = text.replace("\"database\": \"main\"", "\"database\": \"main_2\"");
-                    text.into_bytes()
-                },
-            );
+        for (from, to, field, other) in [
+            ("main/", "main_2/", "\"database\": \"main\"", "\"database\": \"main_2\""),
+            (
+                "/nightly/",
+                "/nightly_2/",
+                "\"job\": \"nightly\"",
+                "\"job\": \"nightly_2\"",
+            ),
+        ] {
+            let copy = if key.ends_with("/manifest.json") {
+                let text = String::from_utf8(body.to_vec()).unwrap();
+                let text = text.replace(from, to).replace(field, other);
+                let manifest: Manifest = serde_json::from_str(&text).unwrap();
+                manifest.to_bytes().unwrap().to_vec()
+            } else {
+                body.to_vec()
+            };
             put(&key.replace(from, to), copy).await;
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pgreeve::backup::catalog::{self, Filter};
 use pgreeve::backup::compress::Packing;
 use pgreeve::backup::form::Format;
-use pgreeve::backup::manifest::{Manifest, Role};
+use pgreeve::backup::manifest::{self, Manifest, Role};
 use pgreeve::backup::program::Programs;
 use pgreeve::backup::read::{ReadError, read_stored};
 use pgreeve::backup::restore::{Restore, Restored, restore};
@@ -440,12 +440,7 @@ async fn one_flipped_byte_in_any_object_is_found_and_the_object_is_named() {
             let whole = made.store.body(&object.key);
             for at in [0, 9, whole.len() / 2, whole.len() - 1] {
                 made.store.damage(&object.key, |bytes| bytes[at] ^= 0x10);
-                let mut found = vec![stored().await];
-                // The roles are no part of the dump.
-                if object.role != Role::Globals {
-                    found.push(made.read().await);
-                }
-                for found in found {
+                for found in [stored().await, made.read().await] {
                     let error = found.unwrap_err();
                     let named = matches!(&error, ReadError::Damaged(cause) if cause.contains(&object.key));
                     assert!(named, "{packing} at {at} of {}: {error}", object.key);
@@ -454,6 +449,15 @@ async fn one_flipped_byte_in_any_object_is_found_and_the_object_is_named() {
             }
         }
         stored().await.unwrap();
+        // And in the manifest itself.
+        let key = format!("{}/{}", made.manifest.prefix(), manifest::NAME);
+        for at in [0, 20, made.store.body(&key).len() / 2, made.store.body(&key).len() - 10] {
+            made.store.damage(&key, |bytes| bytes[at] ^= 0x01);
+            let error = catalog::find(&made.store, &made.manifest.id).await.unwrap_err();
+            assert!(error.operation.contains(&key), "{at}: {error}");
+            made.store.damage(&key, |bytes| bytes[at] ^= 0x01);
+        }
+        catalog::find(&made.store, &made.manifest.id).await.unwrap();
     }
 }
 
