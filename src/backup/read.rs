@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
 
 use flate2::read::MultiGzDecoder;
@@ -329,28 +330,56 @@ impl Unpacking {
         }
     }
 
-    fn walk(&self, mut source: impl Read, mut sink: Sink) -> Result<(Measure, Walked), ReadError> {
-        let walked = |error: WalkError| damaged(io::Error::other(error));
-        let mut inspector = Inspector::new(self.format);
-        let mut raw = Meter::new();
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            let length = match source.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                length => length.map_err(damaged)?,
-            };
-            let piece = buffer.get(..length).unwrap_or_default();
-            if piece.is_empty() {
-                break;
+    /// Unpacks on this thread, and walks what is unpacked on another.
+    fn walk(&self, mut source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
+        thread::scope(|scope| {
+            let (next, pieces) = sync_channel(QUEUE);
+            let (back, spent) = channel();
+            let inspector = Inspector::new(self.format);
+            let walking = scope.spawn(move || walk(inspector, &pieces, &back, sink));
+            let mut result = Ok(());
+            loop {
+                let mut piece: Vec<u8> = spent.try_recv().unwrap_or_default();
+                piece.clear();
+                piece.reserve_exact(CHUNK);
+                match source.by_ref().take(CHUNK as u64).read_to_end(&mut piece) {
+                    Ok(0) => break,
+                    // Who is gone has a reason to tell.
+                    Ok(_) if next.send(piece).is_err() => break,
+                    Ok(_) => {}
+                    Err(error) => {
+                        result = Err(damaged(error));
+                        break;
+                    }
+                }
             }
-            let contents = !inspector.is_past_contents();
-            raw.update(piece);
-            inspector.feed(piece).map_err(walked)?;
-            sink.take(piece, contents)
-                .map_err(|error| ReadError::Local(format!("write the unpacked dump: {error}")))?;
-        }
-        Ok((raw.finish(), inspector.finish().map_err(walked)?))
+            drop(next);
+            let gone = |_| Err(ReadError::Local("the walking thread ended early".to_owned()));
+            let walked = walking.join().unwrap_or_else(gone);
+            result.and(walked)
+        })
     }
+}
+
+/// Walks pieces up to their end, passes them on, and gives their buffers back.
+fn walk(
+    mut inspector: Inspector,
+    pieces: &Receiver<Vec<u8>>,
+    back: &Sender<Vec<u8>>,
+    mut sink: Sink,
+) -> Result<(Measure, Walked), ReadError> {
+    let walked = |error: WalkError| damaged(io::Error::other(error));
+    let mut raw = Meter::new();
+    for piece in pieces {
+        let contents = !inspector.is_past_contents();
+        raw.update(&piece);
+        inspector.feed(&piece).map_err(walked)?;
+        sink.take(&piece, contents)
+            .map_err(|error| ReadError::Local(format!("write the unpacked dump: {error}")))?;
+        // At the end nobody fills them any more.
+        let _ = back.send(piece);
+    }
+    Ok((raw.finish(), inspector.finish().map_err(walked)?))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` passes")]
