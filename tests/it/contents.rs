@@ -253,6 +253,35 @@ async fn one_archive_is_restored_by_several_processes_also_where_it_has_no_room(
     }
 }
 
+/// The commands of the README's page on recovery, as they stand there, but for the download: that is
+/// anybody's.
+#[tokio::test]
+async fn the_three_commands_of_the_readme_restore_a_backup_without_pgreeve() {
+    let readme = include_str!("../../README.md");
+    let (_, page) = readme.split_once("## Recovery without pgreeve").unwrap();
+    let commands: Vec<&str> = page.split("```").nth(1).unwrap().trim().lines().collect();
+    let [download, create, restore] = commands[..] else {
+        panic!("{commands:?}");
+    };
+    assert!(download.starts_with("aws s3 cp s3://") && download.ends_with("/data.dump.gz data.dump.gz"));
+
+    let made = made(filled(SCHEMAS).await).await;
+    let directory = TempDir::new().unwrap();
+    let key = format!("{}/data.dump.gz", made.manifest.prefix());
+    std::fs::write(directory.path().join("data.dump.gz"), made.store.body(&key)).unwrap();
+    let script = [create, restore].join("\n").replace("restored", &made.name());
+    let admin = cluster().await.target("postgres");
+    let done = tokio::process::Command::new("bash")
+        .args(["-e", "-o", "pipefail", "-c", &script])
+        .current_dir(directory.path())
+        .envs([("PGHOST", admin.host.as_str()), ("PGUSER", "postgres")])
+        .status()
+        .await
+        .unwrap();
+    assert!(done.success(), "{script}");
+    made.assert_alike().await;
+}
+
 #[tokio::test]
 async fn definitions_alone_are_restored_without_rows() {
     let (mut bench, store) = filled(SCHEMAS).await;

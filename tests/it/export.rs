@@ -9,7 +9,7 @@ use pgreeve::backup::digest::sha256_hex;
 use pgreeve::backup::parts::PartSizes;
 use pgreeve::batch::ArchiveFormat;
 use pgreeve::export::{Manifest, Scope};
-use pgreeve::job::{Disposition, Job, JobError, JobReport};
+use pgreeve::job::{Disposition, Exclusion, Job, JobError, JobReport};
 use pgreeve::jobs::backup::Keep;
 use pgreeve::jobs::export::{ExportJob, ExportSettings};
 use pgreeve::store::{ObjectKey, Store};
@@ -167,6 +167,15 @@ async fn the_rows_of_one_tenant_are_exported_also_through_other_tables() {
         .rfind(|request| request.starts_with("create"))
         .unwrap();
     assert!(last.ends_with("/export.json"), "{last}");
+}
+
+/// What partition drops and refreshes that keep readers out wait for: their tests hold it as a backup does.
+#[tokio::test]
+async fn an_export_and_a_backup_share_no_time_with_what_their_snapshots_would_hold_up() {
+    let exporting = Exporting::new(BRANDS).await;
+    for job in [&exporting.job as &dyn Job, &exporting.bench.job] {
+        assert_eq!(job.exclusions(), [Exclusion::Snapshot]);
+    }
 }
 
 #[tokio::test]

@@ -232,6 +232,8 @@ producer! {
     a_pg_dump_that_is_killed: "$REAL \"$@\" | head -c 6000000; kill -KILL $$" => End::Failed, "stage dump";
     a_pg_dump_that_is_terminated: "$REAL \"$@\" | head -c 6000000; kill -TERM $$" => End::Failed, "stage dump";
     a_pg_dump_whose_server_process_is_terminated: "exec bash -c 'set -o pipefail; \"$0\" \"$@\" | { head -c 6000000; psql -Xqc \"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE \\$a\\$copy%\\$a\\$\" >/dev/null; cat; }' $REAL \"$@\"" => End::Failed, "stage dump";
+    a_pg_dump_that_writes_64_mib_to_its_standard_error: "yes 'noise about a row' | head -c 64M >&2; exec $REAL \"$@\"" => End::Made, "";
+    a_pg_dump_that_leaves_a_process_with_its_output: "sleep 5 & exec $REAL \"$@\"" => End::Made, "";
     a_pg_dump_whose_archive_is_of_an_unknown_version: "$REAL \"$@\" | { head -c 6; head -c 1 >/dev/null; printf '\\143'; cat; }" => End::Made, "";
 }
 
