@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use pgreeve::audit::{AuditLog, RunRecorder};
 use pgreeve::config::Config;
 use pgreeve::erasure::host::{HostProof, HostSettings};
+use pgreeve::erasure::objects::Removed;
 use pgreeve::erasure::proof::{Account, Proof, ProofError, Residue, Search, Subject, SubjectToken};
 use pgreeve::erasure::request::RequestId;
 use pgreeve::erasure::rule::Rule;
@@ -16,7 +17,8 @@ use pgreeve::jobs::KindSettings;
 use pgreeve::jobs::erasure::ErasureJob;
 use pgreeve::ledger::leader::Fence;
 use pgreeve::postgres::connect::{Session, SessionSettings};
-use pgreeve::values::{RunId, Timezone};
+use pgreeve::store::ObjectKey;
+use pgreeve::values::{Name, RunId, Timezone};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio_util::sync::CancellationToken;
@@ -109,6 +111,7 @@ pub(crate) async fn pgreeve(ground: &Ground, people: Vec<i64>) -> Ran {
             instance: "bench".to_owned(),
             backups: Vec::new(),
             recipients: std::collections::BTreeMap::default(),
+            stores: std::collections::BTreeMap::default(),
         })
         .unwrap(),
         search: Mutex::default(),
@@ -241,6 +244,10 @@ impl Proof for Timed {
         searches: &'a [(RequestId, &'a Search)],
     ) -> BoxFuture<'a, Result<Vec<Option<Vec<u8>>>, ProofError>> {
         self.proof.seal(searches)
+    }
+
+    fn remove<'a>(&'a self, store: &'a Name, keys: Vec<ObjectKey>) -> BoxFuture<'a, Result<Removed, ProofError>> {
+        self.proof.remove(store, keys)
     }
 
     fn certify<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>> {

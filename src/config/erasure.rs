@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use super::backup;
 use super::field::Field;
 use super::job::Scope;
 use super::paths;
 use super::rows;
 use crate::erasure::mask::Mask;
+use crate::erasure::objects::RowObjects;
 use crate::erasure::outbox::{Recipient, Recipients};
 use crate::erasure::rule::{Action, Requests, Rule, SubjectRule, TableRule};
 use crate::values::TableName;
-
-/// Keys of the design that this version does not have.
-const PLANNED: [&str; 1] = ["objects"];
 
 pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<Rule> {
     let mut section = field.section()?;
@@ -20,8 +19,10 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<Rule> {
     let subject = section.required("subject");
     let edges = section.optional("edges");
     let tables = section.required("tables");
+    let objects = section.optional("objects");
     let notify = section.optional("notify");
-    section.finish(&PLANNED);
+    section.finish(&[]);
+    let objects = objects.map_or(Some(BTreeMap::new()), |field| objects_of(&field, scope));
     let notify = notify.map_or(Some(Recipients::default()), |field| recipients(&field, scope));
     let requests = match requests {
         Some(field) => Some(read_requests(&field)?),
@@ -35,8 +36,32 @@ pub(super) fn read(field: &Field<'_>, scope: &Scope<'_>) -> Option<Rule> {
         subject: subject?,
         edges: edges?,
         tables: tables?,
+        objects: objects?,
         notify: notify?,
     })
+}
+
+/// `[jobs.NAME.erasure.objects]`: by table, as `tables`.
+fn objects_of(field: &Field<'_>, scope: &Scope<'_>) -> Option<BTreeMap<TableName, RowObjects>> {
+    let mut section = field.section()?;
+    let named: Vec<_> = section.take_all();
+    section.finish(&[]);
+    let read = named.into_iter().map(|(name, field)| {
+        let name = field.checked(name.parse());
+        let mut section = field.section()?;
+        let store = section.required("store").and_then(|field| backup::store(&field, scope));
+        let key_column = section.required("key_column").and_then(|field| rows::column(&field));
+        section.finish(&[]);
+        Some((
+            name?,
+            RowObjects {
+                store: store?,
+                key_column: key_column?,
+            },
+        ))
+    });
+    let read: Vec<Option<_>> = read.collect();
+    read.into_iter().collect()
 }
 
 fn recipients(field: &Field<'_>, scope: &Scope<'_>) -> Option<Recipients> {

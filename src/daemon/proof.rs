@@ -7,6 +7,7 @@ use futures::FutureExt;
 use crate::config::{Config, JobSettings};
 use crate::erasure::copies::{BackupSource, LedgerOfHost};
 use crate::erasure::host::{HostSettings, ledger_dir};
+use crate::erasure::objects::ObjectStores;
 use crate::erasure::outbox::Recipients;
 use crate::jobs::KindSettings;
 
@@ -35,6 +36,12 @@ pub fn of(config: &Config, settings: &JobSettings) -> HostSettings {
         state_dir: config.daemon.state_dir.clone(),
         instance: config.daemon.instance.clone(),
         backups: backups.collect(),
+        stores: match &settings.kind {
+            KindSettings::Erasure(rule) => (rule.objects.values())
+                .filter_map(|objects| Some((objects.store.clone(), config.stores.get(&objects.store)?.clone())))
+                .collect(),
+            _ => ObjectStores::default(),
+        },
         recipients: match &settings.kind {
             KindSettings::Erasure(rule) => rule.notify.clone(),
             _ => Recipients::default(),

@@ -254,6 +254,8 @@ pub(super) async fn account(
                 action: row.action,
                 rows: row.rows,
                 held: row.held,
+                objects: row.objects,
+                object_versions: row.object_versions,
             })
             .collect(),
         holds,

@@ -18,6 +18,7 @@ use super::certificate::{self, Certificate, Circumstances, Signed};
 use super::copies::{self, BackupSource, Holdings};
 use super::entry::Begun;
 use super::memory::{Memory, MemoryError};
+use super::objects::{self, ObjectStores, Removed};
 use super::outbox::Recipients;
 use super::proof::{Account, Proof, ProofError, Residue, Search, Subject, SubjectToken};
 use super::recall::Recall;
@@ -28,6 +29,8 @@ use super::token::{self, Malformed};
 use crate::audit::{self, PublicKey, Signer, file};
 use crate::job::{JobContext, JobError};
 use crate::postgres::sqlstate::DatabaseError;
+use crate::store::ObjectKey;
+use crate::values::Name;
 
 /// How long one pass over the database may take.
 const SCAN_TIME: Duration = Duration::from_mins(30);
@@ -47,6 +50,8 @@ pub struct HostSettings {
     pub backups: Vec<BackupSource>,
     /// Who is told of each erasure.
     pub recipients: Recipients,
+    /// Where objects lie that rows own.
+    pub stores: ObjectStores,
 }
 
 /// The proof of erasures on this host. Opened for a run.
@@ -333,6 +338,10 @@ impl Proof for HostProof {
             Ok(futures::future::try_join_all(halves).await?)
         }
         .boxed()
+    }
+
+    fn remove<'a>(&'a self, store: &'a Name, keys: Vec<ObjectKey>) -> BoxFuture<'a, Result<Removed, ProofError>> {
+        objects::delete(&self.settings.stores, store, keys).boxed()
     }
 
     fn certify<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>> {

@@ -38,6 +38,7 @@ pub mod init;
 pub mod intake;
 pub mod mask;
 pub mod memory;
+pub mod objects;
 mod order;
 pub mod outbox;
 pub mod plan;

@@ -1,10 +1,13 @@
 //! What happens to each table in reach, in which order. Whatever nobody decided is refused, with all
 //! such tables in one message.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use sqlx::postgres::types::Oid;
 
 use super::mask::Mask;
+use super::objects::{self, RowObjects};
 use super::order;
 use super::proof::ScanScope;
 use super::reach::{Link, LinkKind, Node, Reach, find_column, refuse};
@@ -61,6 +64,8 @@ pub struct ErasurePlan {
     /// What is done, in order. Steps of one stage are done by one statement: their tables refer to
     /// each other in a circle.
     pub stages: Vec<Vec<Step>>,
+    /// The objects that rows of a node own.
+    pub objects: BTreeMap<usize, RowObjects>,
     /// What an operator should know.
     pub warnings: Vec<String>,
 }
@@ -74,6 +79,7 @@ pub fn decide(rule: &Rule, mut reach: Reach) -> Result<ErasurePlan, JobError> {
     let mut warnings = Vec::new();
     let unlinks = unlinks(&mut reach, &mut warnings)?;
     let stages = order::stages(&reach, &unlinks);
+    let objects = objects::of(rule, &reach)?;
     for link in &reach.links {
         if let (LinkKind::Key(key), Some(child)) = (&link.kind, reach.nodes.get(link.child))
             && !key.indexed
@@ -85,13 +91,16 @@ pub fn decide(rule: &Rule, mut reach: Reach) -> Result<ErasurePlan, JobError> {
             ));
         }
     }
-    Ok(ErasurePlan {
+    let plan = ErasurePlan {
         reach,
         key: rule.subject.key.clone(),
         identifiers,
         stages,
+        objects,
         warnings,
-    })
+    };
+    objects::apart(&plan)?;
+    Ok(plan)
 }
 
 impl ErasurePlan {

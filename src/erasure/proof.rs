@@ -8,8 +8,11 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
+use super::objects::Removed;
 use super::request::{Identifiers, RequestId, RequestState, SubjectKey};
 use crate::job::{JobContext, JobError};
+use crate::store::ObjectKey;
+use crate::values::Name;
 
 /// What proves an erasure, and makes it last.
 pub trait Proof: Send + Sync {
@@ -37,6 +40,10 @@ pub trait Proof: Send + Sync {
         &'a self,
         searches: &'a [(RequestId, &'a Search)],
     ) -> BoxFuture<'a, Result<Vec<Option<Vec<u8>>>, ProofError>>;
+
+    /// Deletes objects of a store, and makes sure that they are gone. Called in the transaction that
+    /// deletes their rows, before it is committed; again by each attempt.
+    fn remove<'a>(&'a self, store: &'a Name, keys: Vec<ObjectKey>) -> BoxFuture<'a, Result<Removed, ProofError>>;
 
     /// Closes the host's entries and signs the certificates, which are kept with the requests. Called
     /// before the transactions that close the requests, again by each attempt.
@@ -150,6 +157,17 @@ pub struct StepAccount {
     pub rows: u64,
     /// How many rows a legal hold kept from it.
     pub held: u64,
+    /// How many objects that the rows owned are gone from their store.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub objects: u64,
+    /// Of how many of them the store keeps an older version, which its own rules let expire.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub object_versions: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A table whose rows stay.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use super::mask::Mask;
+use super::objects::RowObjects;
 use super::outbox::Recipients;
 use crate::values::{Period, TableName, ValueError};
 
@@ -23,6 +24,9 @@ pub struct Rule {
     pub edges: Vec<Edge>,
     /// What happens to the rows of each table in reach.
     pub tables: BTreeMap<TableName, TableRule>,
+    /// Objects in stores that rows own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub objects: BTreeMap<TableName, RowObjects>,
     /// Who is told of each erasure (Art. 19).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub notify: Recipients,

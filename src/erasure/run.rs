@@ -102,6 +102,9 @@ impl Prepared {
             "waiting": self.waiting,
             "tables": tables,
             "steps": stages,
+            "objects": plan.objects.iter().filter_map(|(place, objects)| Some(json!({
+                "table": plan.reach.nodes.get(*place)?.relation.display(), "store": objects.store, "key_column": objects.key_column,
+            }))).collect::<Vec<_>>(),
             "schema": plan.schema(),
             "schema_digest": plan.schema_digest(),
             "warnings": plan.warnings,

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use sqlx::postgres::types::Oid;
 
 use super::mask::Mask;
+use super::objects::OBJECTS;
 use super::plan::{ErasurePlan, Step, Work};
 use super::reach::{Link, LinkKind, Node};
 use super::rule::{Edge, PathStep};
@@ -238,8 +239,9 @@ impl<'a> Statements<'a> {
     /// A step on all its rows. Answers with one number: how many they were.
     pub(super) fn apply(self, step: &Step, restraint: &Restraint) -> Option<String> {
         Some(format!(
-            "WITH {} SELECT count(*) FROM done",
-            self.part(step, restraint, "done")?
+            "WITH {}{} SELECT count(*) FROM done",
+            self.part(step, restraint, "done")?,
+            self.keys_noted(step)
         ))
     }
 
@@ -253,13 +255,47 @@ impl<'a> Statements<'a> {
         let table = Self::from(node);
         Some(match &step.work {
             Work::Keep => format!("{name} AS (SELECT 1 FROM {table} WHERE {due})"),
-            Work::Delete => format!("{name} AS (DELETE FROM {table} WHERE {due} RETURNING 1)"),
+            Work::Delete => {
+                let key = self.plan.objects.get(&step.node);
+                let returned =
+                    key.map(|objects| format!("{}.{}::text AS key", alias(node), identifier(&objects.key_column)));
+                let returned = returned.as_deref().unwrap_or("1");
+                format!("{name} AS (DELETE FROM {table} WHERE {due} RETURNING {returned})")
+            }
             Work::Unlink(link, columns) => {
                 let set = Self::taken_out(self.plan.reach.links.get(*link)?, node, columns);
                 format!("{name} AS (UPDATE {table} SET {set} WHERE {due} RETURNING 1)")
             }
             Work::Mask(set) => masked(node, set, &table, due, name),
         })
+    }
+
+    /// Writes the keys of the objects of rows that a deletion returns into the request's scope.
+    fn keys_noted(self, step: &Step) -> String {
+        if step.work != Work::Delete || !self.plan.objects.contains_key(&step.node) {
+            return String::new();
+        }
+        format!(
+            ", noted AS (INSERT INTO pgreeve.erasure_scope (request_id, source, value)
+                 SELECT DISTINCT $1::uuid, {}, ARRAY[key] FROM done WHERE key IS NOT NULL)",
+            literal(OBJECTS)
+        )
+    }
+
+    /// The keys that were noted by a deletion and that no row which stays names, too.
+    pub(super) fn object_keys(self, step: &Step) -> Option<String> {
+        let (node, objects) = (self.node(step.node)?, self.plan.objects.get(&step.node)?);
+        if step.work != Work::Delete {
+            return None;
+        }
+        Some(format!(
+            "SELECT s.value[1] FROM pgreeve.erasure_scope s WHERE s.request_id = $1 AND s.source = {}
+               AND NOT EXISTS (SELECT FROM {} WHERE {}.{} = s.value[1]) ORDER BY 1",
+            literal(OBJECTS),
+            Self::from(node),
+            alias(node),
+            identifier(&objects.key_column)
+        ))
     }
 
     /// Steps whose tables refer to each other, in one statement. Answers with one number each.
@@ -292,8 +328,9 @@ impl<'a> Statements<'a> {
         let some =
             format!("{alias}.ctid = ANY (ARRAY(SELECT {alias}.ctid FROM {table} WHERE {due} LIMIT {rows})) AND {due}");
         Some(format!(
-            "WITH {} SELECT count(*) FROM done",
-            self.part_of(step, &some, "done")?
+            "WITH {}{} SELECT count(*) FROM done",
+            self.part_of(step, &some, "done")?,
+            self.keys_noted(step)
         ))
     }
 

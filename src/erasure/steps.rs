@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::execute::{Trouble, Worker};
+use super::objects;
 use super::plan::{Step, Work};
 use super::reach::{Link, LinkKind};
 use super::statement::{Restraint, Statements};
@@ -71,6 +72,10 @@ pub(super) fn changed(rows: &[StepRow]) -> u64 {
 async fn at_once(worker: &mut Worker<'_>, request: &Request) -> Result<Option<Stepped>, Trouble> {
     let (plan, run) = (worker.plan, worker.run);
     let (statements, view) = (Statements::new(plan), WorkerView { plan });
+    // What a store has deleted does not come back when the transaction gives way to a hold.
+    if !plan.objects.is_empty() {
+        return Ok(None);
+    }
     let mut transaction = prepared(worker, request).await?;
     let failed = |error| Trouble::of("read the legal holds", &error);
     holds::share(&mut transaction).await.map_err(failed)?;
@@ -287,7 +292,7 @@ async fn kept_children<'a>(
 /// One step; where it is about many rows, most of them go in batches before. Answers with the holds
 /// that keep rows from it.
 async fn one(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<Vec<Uuid>, Trouble> {
-    let (plan, run) = (worker.plan, worker.run);
+    let (plan, run, proof) = (worker.plan, worker.run, worker.proof);
     let (statements, view) = (Statements::new(plan), WorkerView { plan });
     if step.work != Work::Keep {
         in_batches(worker, request, step).await?;
@@ -298,13 +303,18 @@ async fn one(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<
         return Err(Trouble::Permanent("a step of the plan makes no statement".to_owned()));
     };
     let rows = number(&mut transaction, sql, request).await?;
+    let removed = objects::remove(&mut transaction, proof, plan, step, request).await?;
     let held = if kept.restraint.is_empty() {
         0
     } else {
         count(&mut transaction, &statements, step, request, COUNT_LIMIT).await?
     };
     let holds = if held > 0 { kept.holds } else { Vec::new() };
-    let row = row(&view, step, if held > 0 { "held" } else { "done" }, rows, held);
+    let row = StepRow {
+        objects: removed.gone,
+        object_versions: removed.versions,
+        ..row(&view, step, if held > 0 { "held" } else { "done" }, rows, held)
+    };
     record(&mut transaction, request, run, &[row], &holds).await?;
     transaction.commit().await.map_err(Trouble::sql("commit a step"))?;
     Ok(holds)
@@ -349,7 +359,7 @@ async fn together(worker: &mut Worker<'_>, request: &Request, steps: &[Step]) ->
 
 /// Deletes or changes until few rows are left, a batch a transaction.
 async fn in_batches(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<(), Trouble> {
-    let (plan, run) = (worker.plan, worker.run);
+    let (plan, run, proof) = (worker.plan, worker.run, worker.proof);
     let (statements, view) = (Statements::new(plan), WorkerView { plan });
     if count(worker.session.connection(), &statements, step, request, BATCH + 1).await? <= BATCH {
         return Ok(());
@@ -374,7 +384,12 @@ async fn in_batches(worker: &mut Worker<'_>, request: &Request, step: &Step) -> 
                 return Ok(());
             };
             let rows = number(&mut transaction, sql, request).await?;
-            let row = row(&view, step, "open", rows, 0);
+            let removed = objects::remove(&mut transaction, proof, plan, step, request).await?;
+            let row = StepRow {
+                objects: removed.gone,
+                object_versions: removed.versions,
+                ..row(&view, step, "open", rows, 0)
+            };
             record(&mut transaction, request, run, &[row], &[]).await?;
             transaction.commit().await.map_err(Trouble::sql("commit a batch"))?;
             if rows < BATCH {
@@ -420,6 +435,8 @@ fn row(view: &WorkerView<'_>, step: &Step, state: &str, rows: u64, held: u64) ->
         state: state.to_owned(),
         rows,
         held,
+        objects: 0,
+        object_versions: 0,
     }
 }
 

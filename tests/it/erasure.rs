@@ -11,11 +11,13 @@ mod requests;
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
+use pgreeve::erasure::objects::Removed;
 use pgreeve::erasure::rule::Rule;
 use pgreeve::erasure::{Account, Identifiers, Proof, ProofError, RequestId, Residue, Search, Subject, SubjectToken};
 use pgreeve::job::{JobError, JobReport};
 use pgreeve::jobs::erasure::ErasureJob;
-use pgreeve::values::{Timezone, fingerprint};
+use pgreeve::store::ObjectKey;
+use pgreeve::values::{Name, Timezone, fingerprint};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
@@ -75,6 +77,11 @@ impl Proof for Witness {
         searches: &'a [(RequestId, &'a Search)],
     ) -> BoxFuture<'a, Result<Vec<Option<Vec<u8>>>, ProofError>> {
         Box::pin(async move { Ok(vec![None; searches.len()]) })
+    }
+
+    fn remove<'a>(&'a self, _store: &'a Name, keys: Vec<ObjectKey>) -> BoxFuture<'a, Result<Removed, ProofError>> {
+        let gone = keys.len() as u64;
+        Box::pin(async move { Ok(Removed { gone, versions: 0 }) })
     }
 
     fn certify<'a>(&'a self, accounts: &'a [Account]) -> BoxFuture<'a, Result<Vec<Value>, ProofError>> {

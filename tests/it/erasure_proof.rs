@@ -4,6 +4,7 @@
 mod certificates;
 mod copies;
 mod keys;
+mod objects;
 mod recipients;
 mod residue;
 mod restores;

@@ -117,7 +117,15 @@ fn steps(certificate: &Certificate) -> Vec<(String, String)> {
         } else {
             String::new()
         };
-        line(&step.table, format!("{} {} rows{held}", step.action, step.rows))
+        let objects = match (step.objects, step.object_versions) {
+            (0, _) => String::new(),
+            (gone, 0) => format!(", with {gone} objects"),
+            (gone, stay) => format!(", with {gone} objects, of which the store keeps {stay} older versions"),
+        };
+        line(
+            &step.table,
+            format!("{} {} rows{objects}{held}", step.action, step.rows),
+        )
     });
     let holds = certificate.erasure.holds.iter().map(|hold| line("legal hold", hold));
     steps.chain(holds).collect()

@@ -38,6 +38,8 @@ fn example(key: PublicKey) -> Certificate {
             action: "delete".to_owned(),
             rows: 12,
             held: 0,
+            objects: 3,
+            object_versions: 0,
         }],
         holds: Vec::new(),
         kept: vec![Kept {
