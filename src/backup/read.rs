@@ -1,24 +1,22 @@
 //! Reads a backup's dump out of its store, unpacked, and compares every byte with the manifest.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+mod unpack;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
 
-use flate2::read::MultiGzDecoder;
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::bytes::{Buf, Bytes, BytesMut};
+use tokio_util::bytes::{Bytes, BytesMut};
 
-use super::compress::Packing;
+pub use self::unpack::Sink;
+use self::unpack::{Pieces, Unpacking};
 use super::digest::{Measure, Meter};
 use super::dump::CHUNK;
-use super::form::Format;
 use super::manifest::{Archive, Manifest, OPAQUE, Object, Role};
-use super::seal::{Identities, UnsealError};
-use super::walker::{Inspector, LargeObjects, TableDigest, WalkError, Walked};
+use super::seal::Identities;
+use super::walker::{LargeObjects, TableDigest, Walked};
 use crate::job::Progress;
 use crate::store::{ObjectKey, Store, StoreError};
 
@@ -40,36 +38,6 @@ pub enum ReadError {
     /// This host cannot do it: it says nothing of the backup.
     #[error("{0}")]
     Local(String),
-}
-
-/// Where what is unpacked goes.
-pub enum Sink {
-    /// Nowhere.
-    Nowhere,
-    /// To somebody who takes pieces; one who is gone is not an error, reading goes on.
-    Pieces(mpsc::Sender<Bytes>),
-    /// Into a file.
-    File(File),
-    /// To somebody, and up to the end of the table of contents into a file too.
-    PiecesAndContents(mpsc::Sender<Bytes>, File),
-}
-
-impl Sink {
-    /// Passes a piece on. `contents`: it is not only rows.
-    fn take(&mut self, piece: &[u8], contents: bool) -> io::Result<()> {
-        let is_file = matches!(self, Self::File(_));
-        if let Self::File(file) | Self::PiecesAndContents(_, file) = self
-            && (contents || is_file)
-        {
-            file.write_all(piece)?;
-        }
-        if let Self::Pieces(next) | Self::PiecesAndContents(next, _) = self
-            && next.blocking_send(Bytes::copy_from_slice(piece)).is_err()
-        {
-            *self = Self::Nowhere;
-        }
-        Ok(())
-    }
 }
 
 /// The reading of one backup. Several of its archives may be read at the same time.
@@ -161,13 +129,8 @@ impl<'a> Reading<'a> {
         thread::Builder::new()
             .name("pgreeve-unpack".to_owned())
             .spawn(move || {
-                let source = Pieces {
-                    from: packed,
-                    current: Bytes::new(),
-                    ended: false,
-                };
                 // The receiver is gone only when nobody waits any more.
-                let _ = done.send(unpacking.run(source, sink));
+                let _ = done.send(unpacking.run(Pieces::new(packed), sink));
             })
             .map_err(|error| ReadError::Local(format!("start a thread: {error}")))?;
         let gone = |_| Err(ReadError::Local("the unpacking thread ended early".to_owned()));
@@ -278,111 +241,4 @@ fn check_stored(object: &Object, stored: &Measure) -> Result<(), ReadError> {
         )));
     }
     Ok(())
-}
-
-/// The stored pieces as a blocking stream; `None` is its end.
-struct Pieces {
-    from: mpsc::Receiver<Option<Bytes>>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            match self.from.blocking_recv() {
-                Some(Some(piece)) => self.current = piece,
-                Some(None) => self.ended = true,
-                // The reader failed: this must not look like the end.
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-        }
-        let length = self.current.len().min(buffer.len());
-        let (target, _) = buffer.split_at_mut(length);
-        self.current.copy_to_slice(target);
-        Ok(length)
-    }
-}
-
-struct Unpacking {
-    packing: Packing,
-    format: Format,
-    identities: Option<Identities>,
-}
-
-impl Unpacking {
-    fn run(&self, source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
-        match &self.identities {
-            None => self.unpack(source, sink),
-            Some(identities) => match identities.open(source) {
-                Ok(source) => self.unpack(source, sink),
-                Err(UnsealError::Stranger) => Err(ReadError::Sealed(UnsealError::Stranger.to_string())),
-                Err(UnsealError::Damaged(problem)) => Err(damaged(io::Error::other(problem))),
-            },
-        }
-    }
-
-    fn unpack(&self, source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
-        match self.packing {
-            Packing::Gzip(_) => self.walk(MultiGzDecoder::new(source), sink),
-            Packing::Zstd(_) => self.walk(zstd::Decoder::new(source).map_err(damaged)?, sink),
-            Packing::None => self.walk(source, sink),
-        }
-    }
-
-    /// Unpacks on this thread, and walks what is unpacked on another.
-    fn walk(&self, mut source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
-        thread::scope(|scope| {
-            let (next, pieces) = sync_channel(QUEUE);
-            let (back, spent) = channel();
-            let inspector = Inspector::new(self.format);
-            let walking = scope.spawn(move || walk(inspector, &pieces, &back, sink));
-            let mut result = Ok(());
-            loop {
-                let mut piece: Vec<u8> = spent.try_recv().unwrap_or_default();
-                piece.clear();
-                piece.reserve_exact(CHUNK);
-                match source.by_ref().take(CHUNK as u64).read_to_end(&mut piece) {
-                    Ok(0) => break,
-                    // Who is gone has a reason to tell.
-                    Ok(_) if next.send(piece).is_err() => break,
-                    Ok(_) => {}
-                    Err(error) => {
-                        result = Err(damaged(error));
-                        break;
-                    }
-                }
-            }
-            drop(next);
-            let gone = |_| Err(ReadError::Local("the walking thread ended early".to_owned()));
-            let walked = walking.join().unwrap_or_else(gone);
-            result.and(walked)
-        })
-    }
-}
-
-/// Walks pieces up to their end, passes them on, and gives their buffers back.
-fn walk(
-    mut inspector: Inspector,
-    pieces: &Receiver<Vec<u8>>,
-    back: &Sender<Vec<u8>>,
-    mut sink: Sink,
-) -> Result<(Measure, Walked), ReadError> {
-    let walked = |error: WalkError| damaged(io::Error::other(error));
-    let mut raw = Meter::new();
-    for piece in pieces {
-        let contents = !inspector.is_past_contents();
-        raw.update(&piece);
-        inspector.feed(&piece).map_err(walked)?;
-        sink.take(&piece, contents)
-            .map_err(|error| ReadError::Local(format!("write the unpacked dump: {error}")))?;
-        // At the end nobody fills them any more.
-        let _ = back.send(piece);
-    }
-    Ok((raw.finish(), inspector.finish().map_err(walked)?))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` passes")]
-fn damaged(error: io::Error) -> ReadError {
-    ReadError::Damaged(format!("the dump cannot be unpacked: {error}"))
 }
