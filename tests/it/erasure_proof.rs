@@ -8,6 +8,7 @@ mod objects;
 mod recipients;
 mod residue;
 mod restores;
+mod secrecy;
 
 use std::path::Path;
 
