@@ -92,10 +92,15 @@ impl Proof for Witness {
 
 /// A job of settings as they stand in a configuration.
 pub fn job(settings: &str) -> (ErasureJob, Arc<Witness>) {
+    job_of(rule(settings))
+}
+
+/// A job of a rule.
+pub fn job_of(rule: Rule) -> (ErasureJob, Arc<Witness>) {
     let witness = Arc::new(Witness::default());
     let proof: Arc<dyn Proof> = witness.clone();
     let job = ErasureJob::new(
-        rule(settings),
+        rule,
         Timezone::utc(),
         Arc::new(move || {
             let proof = Arc::clone(&proof);

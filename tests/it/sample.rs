@@ -1,16 +1,21 @@
 //! The sample database: its rows, its row security, and what the role `pgreeve` may do.
 
+use std::path::Path;
 use std::process::Command;
 
+use pgreeve::config::Config;
 use pgreeve::demo::churn_saver::{Size, Summary, build};
 use pgreeve::demo::naive::{NAIVE, Naive};
+use pgreeve::jobs::KindSettings;
 use pgreeve::ledger::migrate;
 use pgreeve::postgres::connect::{ConnectTarget, Session, SessionSettings};
 use pgreeve::postgres::programs;
 use pgreeve::postgres::sqlstate::DatabaseError;
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::erasure;
 use crate::support::Database;
+use crate::support::context::{self, Setup, context};
 
 const SMALL: Size = Size {
     companies: 4,
@@ -325,4 +330,44 @@ async fn a_naive_statement_tells_a_run_that_did_the_same_from_one_that_did_not()
         assert_eq!(count(&mut connection, &naive.differences()).await, 0, "{}", naive.job);
     }
     assert_eq!(Naive::of("no-such-job"), None);
+}
+
+#[tokio::test]
+async fn the_shipped_erasure_is_planned_on_the_sample_and_erases_a_person_of_it() {
+    let (database, _) = sample(&SMALL).await;
+    migrate::apply(&database.target).await.unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.toml");
+    let (config, _) = Config::load(&shipped).unwrap();
+    let KindSettings::Erasure(rule) = &config.jobs[&"erase-users".parse().unwrap()].kind else {
+        panic!("erase-users is an erasure");
+    };
+    let mut connection = database.connect().await;
+    run(&mut connection, "DELETE FROM user_deletion_requests")
+        .await
+        .unwrap();
+    let who: String = sqlx::query_scalar(
+        "INSERT INTO user_deletion_requests (company_id, user_id)
+         SELECT company_id, id FROM users u WHERE EXISTS (SELECT FROM onboarding.sessions s WHERE s.user_id = u.id)
+         ORDER BY id LIMIT 1 RETURNING user_id::text",
+    )
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    let sessions = format!("SELECT count(*) FROM onboarding.sessions WHERE user_id = '{who}'");
+    assert!(count(&mut connection, &sessions).await > 0);
+    let others = count(&mut connection, "SELECT count(*) FROM users").await;
+    let (job, witness) = erasure::job_of(rule.as_ref().clone());
+    let mut context = context(&database, &job, &Setup::default()).await;
+    let report = context::run(&job, &mut context).await.unwrap();
+    assert_eq!(report.body["completed"], 1, "{report:?}");
+    assert_eq!(witness.asked().certified.len(), 1);
+    assert_eq!(count(&mut connection, &sessions).await, 0);
+    assert_eq!(
+        count(&mut connection, "SELECT count(*) FROM users").await,
+        others,
+        "the row stays, masked"
+    );
+    let masked =
+        format!("SELECT count(*) FROM users WHERE id = '{who}' AND full_name = 'erased' AND last_seen_at IS NULL");
+    assert_eq!(count(&mut connection, &masked).await, 1);
 }
