@@ -112,6 +112,7 @@ pub(crate) async fn pgreeve(ground: &Ground, people: Vec<i64>) -> Ran {
             backups: Vec::new(),
             recipients: std::collections::BTreeMap::default(),
             stores: std::collections::BTreeMap::default(),
+            archive_keeps: std::collections::BTreeMap::default(),
         })
         .unwrap(),
         search: Mutex::default(),

@@ -10,6 +10,7 @@ use crate::erasure::host::{HostSettings, ledger_dir};
 use crate::erasure::objects::ObjectStores;
 use crate::erasure::outbox::Recipients;
 use crate::jobs::KindSettings;
+use crate::values::Timezone;
 
 /// What the proof of a job's erasures is told: where it lies, and the backups of the job's database.
 #[must_use]
@@ -32,7 +33,17 @@ pub fn of(config: &Config, settings: &JobSettings) -> HostSettings {
             zone: job.schedule.timezone().rules().clone(),
         })
     });
+    let beside = config.jobs.values().filter(|job| job.database == settings.database);
+    let archive_keeps = beside.filter_map(|job| {
+        let KindSettings::Retention(retention) = &job.kind else {
+            return None;
+        };
+        let keep = retention.archive.as_ref()?.keep?;
+        let zone = retention.timezone.clone().unwrap_or_else(Timezone::utc);
+        Some((job.name.to_string(), (keep, zone.rules().clone())))
+    });
     HostSettings {
+        archive_keeps: archive_keeps.collect(),
         state_dir: config.daemon.state_dir.clone(),
         instance: config.daemon.instance.clone(),
         backups: backups.collect(),

@@ -108,6 +108,9 @@ pub struct HoldingArchive {
     pub table: String,
     /// How many archives of that table there are.
     pub archives: u64,
+    /// When the youngest of them expires; `None` when nothing removes it.
+    #[serde(default)]
+    pub gone_by: Option<Timestamp>,
 }
 
 /// What became known after the certificate.

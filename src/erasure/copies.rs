@@ -1,6 +1,7 @@
 //! The copies that outlive an erasure: backups and archives in stores, and when they are gone. And
 //! the copies of the ledger that lie beside them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff_sqlx::Timestamp as SqlTimestamp;
 use sqlx::PgConnection;
 use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
@@ -27,6 +29,7 @@ use crate::backup::prune::locked_until;
 use crate::backup::run::ErasureLedger;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::store::{ObjectKey, Store, StoreError, StoreErrorKind};
+use crate::values::Period;
 
 /// Opens a store; called for each run, so that credentials are read anew.
 pub type OpenStore = Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Store>, StoreError>> + Send + Sync>;
@@ -136,10 +139,12 @@ impl Holdings {
             .filter(|archive| in_reach(&archive.table))
             .cloned()
             .collect();
-        let dated = archives.is_empty() && self.unknown.is_empty();
-        let ends: Option<Vec<Timestamp>> = backups.iter().map(|backup| backup.gone_by).collect();
+        let ends = backups.iter().map(|backup| backup.gone_by);
+        let ends: Option<Vec<Timestamp>> = ends.chain(archives.iter().map(|archive| archive.gone_by)).collect();
         Copies {
-            gone_by: ends.filter(|_| dated).and_then(|ends| ends.into_iter().max()),
+            gone_by: ends
+                .filter(|_| self.unknown.is_empty())
+                .and_then(|ends| ends.into_iter().max()),
             backups,
             archives,
             unknown: self.unknown.clone(),
@@ -168,26 +173,36 @@ pub async fn system_identifier(connection: &mut PgConnection) -> Result<Option<S
     Ok(Some(identifier))
 }
 
-/// The archives of deleted rows that the ledger knows and that are not expired.
-pub async fn archives(connection: &mut PgConnection) -> Result<Vec<HoldingArchive>, DatabaseError> {
+/// How long the archives of each job are kept, and the zone in which that is counted.
+pub type ArchiveKeeps = BTreeMap<String, (Period, TimeZone)>;
+
+/// The archives of deleted rows that the ledger knows and that are not expired. An archive is as old as
+/// its run.
+pub async fn archives(
+    connection: &mut PgConnection,
+    keeps: &ArchiveKeeps,
+) -> Result<Vec<HoldingArchive>, DatabaseError> {
     let exists: bool = sqlx::query_scalar("SELECT pg_catalog.to_regclass('pgreeve.archive') IS NOT NULL")
         .fetch_one(&mut *connection)
         .await?;
     if !exists {
         return Ok(Vec::new());
     }
-    let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
-        "SELECT job, store, relation, count(*) FROM pgreeve.archive WHERE state <> 'expired'
+    let rows: Vec<(String, String, String, i64, SqlTimestamp)> = sqlx::query_as(
+        "SELECT job, store, relation, count(*), max(started_at) FROM pgreeve.archive WHERE state <> 'expired'
          GROUP BY job, store, relation ORDER BY job, store, relation",
     )
     .fetch_all(connection)
     .await?;
-    let archives = rows.into_iter().map(|(job, store, table, archives)| HoldingArchive {
-        job,
-        store,
-        table,
-        archives: archives.unsigned_abs(),
-    });
+    let archives = rows
+        .into_iter()
+        .map(|(job, store, table, archives, youngest)| HoldingArchive {
+            gone_by: (keeps.get(&job)).map(|(keep, zone)| keep.after(&youngest.to_jiff().to_zoned(zone.clone()))),
+            job,
+            store,
+            table,
+            archives: archives.unsigned_abs(),
+        });
     Ok(archives.collect())
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::afterwards;
 use super::certificate::{self, Certificate, Circumstances, Signed};
-use super::copies::{self, BackupSource, Holdings};
+use super::copies::{self, ArchiveKeeps, BackupSource, Holdings};
 use super::entry::Begun;
 use super::memory::{Memory, MemoryError};
 use super::objects::{self, ObjectStores, Removed};
@@ -50,6 +50,8 @@ pub struct HostSettings {
     pub backups: Vec<BackupSource>,
     /// Who is told of each erasure.
     pub recipients: Recipients,
+    /// How long archives of the database's rows are kept, by job.
+    pub archive_keeps: ArchiveKeeps,
     /// Where objects lie that rows own.
     pub stores: ObjectStores,
 }
@@ -314,7 +316,7 @@ impl Proof for HostProof {
                 system_identifier: copies::system_identifier(connection)
                     .await
                     .map_err(|error| scan_failed(&error))?,
-                archives: copies::archives(connection)
+                archives: copies::archives(connection, &self.settings.archive_keeps)
                     .await
                     .map_err(|error| scan_failed(&error))?,
             };

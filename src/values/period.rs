@@ -63,6 +63,18 @@ impl Period {
             .map_or(Timestamp::MIN, |earlier| earlier.timestamp())
     }
 
+    /// The instant this long after another one, in that one's calendar and zone. The latest possible
+    /// instant when it would be after that.
+    #[must_use]
+    pub fn after(&self, instant: &Zoned) -> Timestamp {
+        let calendar = Span::new().months(self.months).days(self.days);
+        let clock = Duration::from_millis(self.millis);
+        instant
+            .checked_add(calendar)
+            .and_then(|later| later.checked_add(clock))
+            .map_or(Timestamp::MAX, |later| later.timestamp())
+    }
+
     /// As a span of absolute time, a day being 24 hours; `None` when it has months or years, whose
     /// length depends on the date.
     #[must_use]
@@ -174,6 +186,18 @@ mod tests {
             "2d".parse::<Period>().unwrap().to_duration(),
             Some(Duration::from_hours(48))
         );
+    }
+
+    #[test]
+    fn a_period_after_an_instant_follows_the_calendar() {
+        let after = |period: &str, instant: &str| {
+            let instant: Zoned = instant.parse().unwrap();
+            period.parse::<Period>().unwrap().after(&instant).to_string()
+        };
+        assert_eq!(after("1mo", "2024-01-31T12:00[UTC]"), "2024-02-29T12:00:00Z");
+        assert_eq!(after("1d", "2026-03-29T00:00[Europe/Berlin]"), "2026-03-29T22:00:00Z");
+        assert_eq!(after("24h", "2026-03-29T00:00[Europe/Berlin]"), "2026-03-29T23:00:00Z");
+        assert_eq!(after("10000y", "2026-01-01T00:00[UTC]"), Timestamp::MAX.to_string());
     }
 
     #[test]

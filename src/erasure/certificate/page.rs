@@ -181,8 +181,11 @@ fn copies(certificate: &Certificate) -> Vec<(String, String)> {
         lines.push(line(&format!("backup {}", backup.id), what));
     }
     for archive in &copies.archives {
+        let gone = archive
+            .gone_by
+            .map_or("kept for ever".to_owned(), |at| format!("the last is gone by {at}"));
         let what = format!(
-            "{} of {} by {} in {}",
+            "{} of {} by {} in {}, {gone}",
             archive.archives, archive.table, archive.job, archive.store
         );
         lines.push(line("archives", what));

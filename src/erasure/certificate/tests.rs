@@ -88,6 +88,7 @@ fn example(key: PublicKey) -> Certificate {
                 store: "offsite".to_owned(),
                 table: "public.events".to_owned(),
                 archives: 4,
+                gone_by: Some(at("2033-11-21T02:00:00Z")),
             }],
             gone_by: None,
             unknown: Vec::new(),

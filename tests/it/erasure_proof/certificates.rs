@@ -75,6 +75,39 @@ async fn a_certificate_says_what_was_done_and_names_nobody() {
 }
 
 #[tokio::test]
+async fn archives_of_deleted_rows_are_listed_with_the_day_they_expire() {
+    let database = shop().await;
+    let archive = |keep: &str| {
+        format!(
+            "[jobs.purge-orders]\nschedule = \"0 2 * * *\"\nretention = {{ table = \"orders\", age_column = \"made_at\", keep = \"7y\", archive = {{ store = \"offsite\"{keep} }} }}\n"
+        )
+    };
+    let host = host(&database, &archive(", keep = \"30d\"")).await;
+    run(&host, "nightly");
+    database
+        .execute(
+            "INSERT INTO pgreeve.archive (run_id, job, store, prefix, relation, table_oid, cutoff, format, compress, state, started_at)
+             SELECT gen_random_uuid(), 'purge-orders', 'offsite', 'archives', 'public.' || t, t::regclass, now(), 'jsonl', 'gzip:4', s, at
+             FROM (VALUES ('orders', 'closed', '2030-01-01T02:00:00Z'::timestamptz), ('orders', 'closed', '2030-02-01T02:00:00Z'),
+                          ('orders', 'expired', '2031-01-01T02:00:00Z')) a (t, s, at)",
+        )
+        .await;
+    ask(&database).await;
+    run(&host, "erase");
+    let request = request(&database).await;
+    let document =
+        |host: &Host| -> Value { serde_json::from_str(&certificate(host, &request, &["--format", "json"])).unwrap() };
+    let copies = &document(&host)["copies"];
+    let archives = copies["archives"].as_array().unwrap();
+    assert_eq!(archives.len(), 1, "{copies:#}");
+    assert_eq!(archives[0]["archives"], 2);
+    assert_eq!(archives[0]["gone_by"], "2030-03-03T02:00:00Z");
+    assert_eq!(copies["gone_by"], "2030-03-03T02:00:00Z");
+    let page = certificate(&host, &request, &["--format", "text"]);
+    assert!(page.contains("the last is gone by 2030-03-03T02:00:00Z"), "{page}");
+}
+
+#[tokio::test]
 async fn a_certificate_is_checked_without_the_host_and_a_changed_byte_is_found() {
     let database = shop().await;
     let host = host(&database, "").await;
