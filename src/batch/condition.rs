@@ -51,6 +51,11 @@ impl Condition {
         }
     }
 
+    /// The operator's own condition.
+    pub(super) fn predicate(&self) -> Option<&str> {
+        self.predicate.as_deref()
+    }
+
     /// Keeps the newest row of each group, by age; among equals the one with the greatest primary key,
     /// then the one stored last.
     pub(super) fn keep_latest(&mut self, root: &Relation, age_column: &str, group: &Group) {

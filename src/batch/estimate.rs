@@ -10,6 +10,7 @@ use super::preflight::{Target, reading, refuse};
 use super::report::COUNT_LIMIT;
 use super::rule::{Change, Rule};
 use super::statement::Statements;
+use super::verify;
 use crate::job::JobError;
 use crate::postgres::catalog::effects::IncomingKey;
 use crate::postgres::catalog::leaves::Leaf;
@@ -21,8 +22,8 @@ const COUNT_TIME: Duration = Duration::from_mins(1);
 /// How long the counts of referencing rows may take together; they are a courtesy.
 const FAN_OUT_TIME: Duration = Duration::from_secs(5);
 
-/// How long the count of rows without an age may take, which an index by age answers at once.
-const AGELESS_TIME: Duration = Duration::from_secs(5);
+/// How long a count may take that only warns; an index by age answers at once how many rows have none.
+const WARNING_TIME: Duration = Duration::from_secs(5);
 
 /// How many rows are due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +97,39 @@ pub(super) async fn due(
     }
 }
 
+/// Says so when nothing is due because no row of the table, old or young, meets `where`: a misspelt
+/// value must not pass as "nothing to do".
+pub(super) async fn fruitless(
+    connection: &mut PgConnection,
+    table: &str,
+    statements: &Statements,
+    due: &Estimate,
+    deadline: Instant,
+) -> Result<Option<String>, JobError> {
+    let Some(sql) = statements.met().filter(|_| due.rows == 0) else {
+        return Ok(None);
+    };
+    let time = time_for(deadline).min(WARNING_TIME);
+    let found: Result<Vec<(bool, bool)>, DatabaseError> = limited(connection, sql, time).await;
+    match found.as_deref() {
+        Ok([(true, false)]) => Ok(Some(
+            "`where` holds for no row of the table, old or young: are its values spelt as the application spells them?"
+                .to_owned(),
+        )),
+        Ok(_) => Ok(None),
+        // It took too long, or fails on a row that is not old: neither is known to be a mistake.
+        Err(error)
+            if error
+                .sqlstate
+                .as_deref()
+                .is_some_and(|code| code == "57014" || code.starts_with("22")) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(reading(table)(error.clone())),
+    }
+}
+
 /// Says how many rows stay for ever because nothing tells their age. Where that takes too long to
 /// count, that they may.
 pub(super) async fn ageless(
@@ -108,7 +142,7 @@ pub(super) async fn ageless(
     if target.column(&rule.age_column)?.not_null {
         return Ok(None);
     }
-    let time = time_for(deadline).min(AGELESS_TIME);
+    let time = time_for(deadline).min(WARNING_TIME);
     let counted: Result<Vec<(i64,)>, DatabaseError> = limited(connection, statements.ageless(), time).await;
     let rows = match counted {
         Ok(counts) => counts.first().map_or(0, |(rows,)| rows.unsigned_abs()),
@@ -274,15 +308,27 @@ pub(super) const LIMIT_STATEMENT: &str = "
 
 /// How many rows the planner expects of a query's main node; of an aggregate, of what it reads.
 async fn planned_rows(connection: &mut PgConnection, table: &str, sql: &str) -> Result<u64, JobError> {
-    let plan: Value = sqlx::query_scalar(AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) {sql}")))
-        .persistent(false)
-        .fetch_one(connection)
+    let mut savepoint = connection.begin().await.map_err(|error| reading(table)(error.into()))?;
+    let plan = explained(&mut savepoint, sql).await;
+    savepoint
+        .rollback()
         .await
         .map_err(|error| reading(table)(error.into()))?;
+    let plan = plan.map_err(reading(table))?;
     let mut node = plan.pointer("/0/Plan").unwrap_or(&Value::Null);
-    while let Some("Aggregate" | "Gather") = node.get("Node Type").and_then(Value::as_str) {
+    while let Some("Aggregate") = node.get("Node Type").and_then(Value::as_str) {
         let Some(below) = node.pointer("/Plans/0") else { break };
         node = below;
     }
     Ok(node.get("Plan Rows").and_then(Value::as_u64).unwrap_or_default())
+}
+
+/// A query's plan for one process: below a Gather rows are told for one of several.
+async fn explained(savepoint: &mut PgConnection, sql: &str) -> Result<Value, DatabaseError> {
+    verify::alone(savepoint).await?;
+    let plan = sqlx::query_scalar(AssertSqlSafe(format!("EXPLAIN (FORMAT JSON) {sql}")))
+        .persistent(false)
+        .fetch_one(savepoint)
+        .await?;
+    Ok(plan)
 }

@@ -102,6 +102,9 @@ async fn draw_up(
     let due = estimate::due(connection, &table, &target.leaves, &statements, deadline).await?;
     target
         .warnings
+        .extend(estimate::fruitless(connection, &table, &statements, &due, deadline).await?);
+    target
+        .warnings
         .extend(estimate::ageless(connection, rule, &target, &statements, deadline).await?);
     let tripped = brake::tripped(connection, job, &target, &statements, &rule.brakes, &due, deadline).await?;
     let foreign_keys = estimate::fan_out(connection, &target.keys, &statements).await;

@@ -212,6 +212,15 @@ impl Statements {
         format!("SELECT {alias}.tableoid, count(*) FROM {root} WHERE {eligible} GROUP BY 1")
     }
 
+    /// `(rows, met)`: whether there is a row, and one that meets the operator's condition, of whatever
+    /// age; nothing without a condition.
+    pub(super) fn met(&self) -> Option<String> {
+        let Self { root, condition, .. } = self;
+        condition.predicate().map(|predicate| {
+            format!("SELECT EXISTS (SELECT 1 FROM {root}), EXISTS (SELECT 1 FROM {root} WHERE {predicate})")
+        })
+    }
+
     /// How many rows can never be due because nothing says how old they are, up to a limit.
     pub(super) fn ageless(&self) -> String {
         let Self { root, ageless, .. } = self;

@@ -181,6 +181,34 @@ async fn a_condition_that_the_server_refuses_is_shown_with_its_code() {
 }
 
 #[tokio::test]
+async fn a_condition_that_no_row_meets_is_a_warning_and_one_that_young_rows_meet_is_none() {
+    let database = Database::create().await;
+    database
+        .execute(&format!(
+            "{TABLE} INSERT INTO events VALUES (11, now(), 'young', 'x'); CREATE TABLE empty (LIKE events)"
+        ))
+        .await;
+    let warned = async |settings: RetentionSettings| {
+        let job = RetentionJob::new(settings);
+        let mut context = context(&database, &job, &Setup::default()).await;
+        let plan = job.plan(&mut context).await.unwrap();
+        assert_eq!(plan.intent()["eligible"], 0);
+        plan.intent()["warnings"]
+            .to_string()
+            .contains("`where` holds for no row")
+    };
+    assert!(warned(condition("kind = 'canceled'")).await);
+    assert!(!warned(condition("kind = 'young'")).await);
+    // It fails on the young row, of which nothing is asked.
+    assert!(!warned(condition("kind IS NOT NULL AND kind::int = 1")).await);
+    let nothing_yet = RetentionSettings {
+        predicate: Some("kind = 'canceled'".to_owned()),
+        ..table("empty")
+    };
+    assert!(!warned(nothing_yet).await);
+}
+
+#[tokio::test]
 async fn what_postgresql_would_refuse_or_rewrite_is_refused_first() {
     refused(
         "CREATE TABLE events (created_at timestamptz); CREATE PUBLICATION p FOR TABLE events",
@@ -256,34 +284,49 @@ async fn missing_privileges_are_refused_with_the_grants_that_mend_it() {
 
 #[tokio::test]
 async fn row_security_that_would_hide_rows_is_refused_and_never_nothing_to_do() {
-    for owner in [false, true] {
-        let (database, role, setup) = with_role().await;
-        let to_whom = if owner {
-            format!("ALTER TABLE events OWNER TO {role}; ALTER TABLE events FORCE ROW LEVEL SECURITY;")
-        } else {
-            format!("GRANT SELECT, DELETE ON events TO {role};")
-        };
-        database
-            .execute(&format!(
-                "ALTER TABLE events ENABLE ROW LEVEL SECURITY; {to_whom}
-                 CREATE POLICY tenant ON events USING (kind = current_setting('app.tenant', true))"
-            ))
-            .await;
-        let error = refusal(&database, &job(), &setup).await;
-        assert!(
-            error
-                .cause
-                .contains("row-level security would hide rows of public.events"),
-            "{error:?}"
-        );
-        let remedy = error.remedy.unwrap();
-        assert_eq!(remedy, format!("ALTER ROLE \"{role}\" BYPASSRLS"));
-        assert_eq!(count(&database, "events").await, 10);
-        database.execute(&remedy).await;
-        let report = run(&job(), &mut context(&database, &job(), &setup).await)
-            .await
-            .unwrap();
-        assert_eq!((report.outcome, &report.body["rows"]), (Outcome::Succeeded, &10.into()));
+    for (owner, forced) in [(false, false), (false, true), (true, false), (true, true)] {
+        // Never set, set to nothing as by an earlier SET LOCAL, and one that is an error while it is not set.
+        for (tenant, set) in [
+            ("'app.tenant', true", false),
+            ("'app.tenant', true", true),
+            ("'app.tenant'", false),
+        ] {
+            let cell = format!("owner {owner}, forced {forced}, by {tenant}, set {set}");
+            let (database, role, setup) = with_role().await;
+            database
+                .execute(&format!(
+                    "ALTER TABLE events ENABLE ROW LEVEL SECURITY;
+                     CREATE POLICY tenant ON events USING (kind = current_setting({tenant}));
+                     GRANT SELECT, DELETE ON events TO {role};"
+                ))
+                .await;
+            if owner {
+                database.execute(&format!("ALTER TABLE events OWNER TO {role}")).await;
+            }
+            if forced {
+                database.execute("ALTER TABLE events FORCE ROW LEVEL SECURITY").await;
+            }
+            if set {
+                database
+                    .execute(&format!("ALTER ROLE {role} SET app.tenant = ''"))
+                    .await;
+            }
+            // Only an owner who is not forced sees every row.
+            if !owner || forced {
+                let error = refusal(&database, &job(), &setup).await;
+                let cause = "row-level security would hide rows of public.events";
+                assert!(error.cause.contains(cause), "{cell}: {error:?}");
+                let remedy = error.remedy.unwrap();
+                assert_eq!(remedy, format!("ALTER ROLE \"{role}\" BYPASSRLS"), "{cell}");
+                assert_eq!(count(&database, "events").await, 10, "{cell}");
+                database.execute(&remedy).await;
+            }
+            let report = run(&job(), &mut context(&database, &job(), &setup).await)
+                .await
+                .unwrap();
+            let done = (report.outcome, &report.body["rows"]);
+            assert_eq!(done, (Outcome::Succeeded, &10.into()), "{cell}");
+        }
     }
 }
 
