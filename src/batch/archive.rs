@@ -23,11 +23,11 @@ use tokio_util::bytes::Bytes;
 
 pub(super) use self::copy::CopyError;
 use self::settle::settle;
+use super::attempt::Part;
 use super::cutoff::Cutoff;
 use super::fenced;
 use super::outside::STORE_TIME;
 use super::statement::Range;
-use super::transaction::Part;
 use crate::backup::compress::Packing;
 use crate::backup::sweep::store_error;
 use crate::job::{JobContext, JobError};

@@ -9,6 +9,7 @@
 //! and the verification use the same text.
 
 mod archive;
+mod attempt;
 mod blocks;
 mod brake;
 mod condition;

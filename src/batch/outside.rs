@@ -6,13 +6,13 @@ use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::archive::{ArchiveRule, Archiver, CopyError};
+use super::attempt::{Part, Patience};
 use super::cutoff::Cutoff;
 use super::objects::{ObjectRule, Objects, RemoveError};
 use super::pace::{self, Aim};
 use super::partitions::PartitionMode;
 use super::preflight::Target;
 use super::statement::{Range, Statements};
-use super::transaction::{Part, Patience};
 use crate::job::{JobContext, JobError};
 use crate::postgres::catalog::{Relation, RelationKind};
 use crate::postgres::sqlstate::DatabaseError;

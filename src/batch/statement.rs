@@ -4,13 +4,15 @@
 //! it. Names come quoted from the catalog. Values are typed literals rather than parameters, so that
 //! the planner prunes partitions by them and the text in the audit log is the text that ran.
 
+mod bounds;
+mod counts;
+mod work;
+
 use super::condition::{Condition, Group};
 use super::cutoff::Cutoff;
-use super::report::COUNT_LIMIT;
 use crate::ledger::holds::Standing;
 use crate::postgres::catalog::Relation;
 use crate::postgres::catalog::effects::IncomingKey;
-use crate::postgres::catalog::leaves::Leaf;
 use crate::postgres::quote::{identifier, literal};
 
 /// The types an age column may have.
@@ -194,145 +196,9 @@ impl Statements {
         self.condition.keeps_referenced()
     }
 
-    /// A statement whose plan shows whether the condition makes sense.
-    pub(super) fn probe(&self) -> String {
-        format!("SELECT 1 FROM {} WHERE {}", self.root, self.eligible)
-    }
-
-    /// `(leaf, rows)`: how many rows are due in each. An index can answer for one leaf, but not tell
-    /// leaves apart.
-    pub(super) fn count_by_leaf(&self, leaves: &[Leaf]) -> String {
-        let Self {
-            root, alias, eligible, ..
-        } = self;
-        if let [leaf] = leaves {
-            let (oid, table) = (leaf.relation.oid.0, self.only(&leaf.relation));
-            return format!("SELECT '{oid}'::oid, count(*) FROM {table} WHERE {eligible} HAVING count(*) > 0");
-        }
-        format!("SELECT {alias}.tableoid, count(*) FROM {root} WHERE {eligible} GROUP BY 1")
-    }
-
-    /// `(rows, met)`: whether there is a row, and one that meets the operator's condition, of whatever
-    /// age; nothing without a condition.
-    pub(super) fn met(&self) -> Option<String> {
-        let Self { root, condition, .. } = self;
-        condition.predicate().map(|predicate| {
-            format!("SELECT EXISTS (SELECT 1 FROM {root}), EXISTS (SELECT 1 FROM {root} WHERE {predicate})")
-        })
-    }
-
-    /// How many rows can never be due because nothing says how old they are, up to a limit.
-    pub(super) fn ageless(&self) -> String {
-        let Self { root, ageless, .. } = self;
-        format!("SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {ageless} LIMIT {COUNT_LIMIT}) AS bounded")
-    }
-
     /// Whether a row is due by its age alone.
     pub(super) fn is_by_age_alone(&self) -> bool {
         self.eligible == format!("{} < {}", self.age, self.cutoff)
-    }
-
-    /// `(rows, due)`: how many rows a part of the table with all below it holds, and how many are due.
-    pub(super) fn count_whole(&self, part: &str) -> String {
-        let Self { alias, eligible, .. } = self;
-        format!("SELECT count(*), count(*) FILTER (WHERE {eligible}) FROM {part} AS {alias}")
-    }
-
-    /// How many rows there are, due or not.
-    pub(super) fn count_all(&self) -> String {
-        format!("SELECT count(*) FROM {}", self.root)
-    }
-
-    /// Whether there is a row of the time from an instant until now, whatever else it is.
-    pub(super) fn written_since(&self, instant: &str) -> String {
-        let Self { root, age, .. } = self;
-        let at = self.instant(age);
-        let (low, high) = (
-            self.value_at(&format!("{}::timestamptz", literal(instant))),
-            self.value_at("now()"),
-        );
-        format!(
-            "SELECT EXISTS (SELECT 1 FROM {root} WHERE {age} >= {low} AND {age} <= {high} AND {at} >= {}::timestamptz)",
-            literal(instant)
-        )
-    }
-
-    /// How many rows of another table point at rows that are due, up to a limit.
-    pub(super) fn count_referencing(&self, table: &str, columns: &[(String, String)]) -> String {
-        let Self {
-            root, alias, eligible, ..
-        } = self;
-        let pairs: Vec<String> = columns
-            .iter()
-            .map(|(from, to)| format!("pgreeve_child.{} = {alias}.{}", identifier(from), identifier(to)))
-            .collect();
-        format!(
-            "SELECT count(*) FROM (SELECT 1 FROM {table} AS pgreeve_child WHERE EXISTS \
-             (SELECT 1 FROM {root} WHERE {eligible} AND {}) LIMIT {COUNT_LIMIT}) AS bounded",
-            pairs.join(" AND ")
-        )
-    }
-
-    /// `(rows, oldest)`: how many rows are due, up to a limit, and the oldest of those counted.
-    pub(super) fn remaining(&self) -> String {
-        let Self {
-            root, age, eligible, ..
-        } = self;
-        format!(
-            "SELECT count(*), {}::text FROM (SELECT {age} AS age FROM {root} WHERE {eligible} LIMIT {COUNT_LIMIT}) AS bounded",
-            self.instant("min(age)")
-        )
-    }
-
-    /// The age of the oldest row that is due.
-    pub(super) fn oldest_remaining(&self) -> String {
-        let Self {
-            root, age, eligible, ..
-        } = self;
-        format!(
-            "SELECT {}::text FROM {root} WHERE {eligible}",
-            self.instant(&format!("min({age})"))
-        )
-    }
-
-    /// How many old rows stay, up to a limit, each where it applies: because they do not meet the
-    /// operator's condition or are the newest of their group, because a hold covers them, because
-    /// others reference them.
-    pub(super) fn staying(&self) -> [Option<String>; 3] {
-        let condition = &self.condition;
-        [condition.exempt(), condition.held(), condition.exempt_referenced()].map(|condition| {
-            let root = &self.root;
-            condition.map(|condition| {
-                format!("SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {condition} LIMIT {COUNT_LIMIT}) AS bounded")
-            })
-        })
-    }
-
-    /// Locks the rows of a part of a leaf that are due, and answers where they are: locked rows stay
-    /// where they are.
-    pub(super) fn lock(&self, leaf: &Relation, range: &Range, waiting: bool) -> String {
-        let Self { alias, eligible, .. } = self;
-        format!(
-            "SELECT {alias}.ctid::text FROM {table} WHERE {within}{eligible} FOR {strength} OF {alias}{skip}",
-            table = self.only(leaf),
-            within = self.within(range),
-            strength = self.strength(),
-            skip = if waiting { "" } else { " SKIP LOCKED" },
-        )
-    }
-
-    /// Deletes or changes the rows at `$1`, places that this transaction has locked, that are due now.
-    pub(super) fn apply_locked(&self, leaf: &Relation) -> String {
-        let Self { alias, eligible, .. } = self;
-        format!(
-            "{} WHERE {alias}.ctid = ANY ($1::text[]::tid[]) AND {eligible}",
-            self.verb(leaf)
-        )
-    }
-
-    /// Deletes or changes the rows of a part of a leaf that are due.
-    pub(super) fn apply(&self, leaf: &Relation, range: &Range) -> String {
-        format!("{} WHERE {}{}", self.verb(leaf), self.within(range), self.eligible)
     }
 
     /// Keeps rows that do not meet a further condition, which is never null: what they own is not
@@ -347,97 +213,6 @@ impl Statements {
         format!("{}.{}", self.alias, identifier(name))
     }
 
-    /// The rows of a part of a leaf that are due.
-    pub(super) fn select(&self, leaf: &Relation, range: &Range, list: &str) -> String {
-        let (table, within) = (self.only(leaf), self.within(range));
-        format!("SELECT {list} FROM {table} WHERE {within}{}", self.eligible)
-    }
-
-    /// As [`Statements::apply`], answering with the text of a column of each row.
-    pub(super) fn apply_returning(&self, leaf: &Relation, range: &Range, column: &str) -> String {
-        format!("{} RETURNING {}::text", self.apply(leaf, range), self.column(column))
-    }
-
-    /// Those of the values `$1` that a column holds in any row, due or not.
-    pub(super) fn values_among(&self, column: &str) -> String {
-        let (root, column) = (&self.root, self.column(column));
-        format!("SELECT DISTINCT {column}::text FROM {root} WHERE {column} = ANY($1)")
-    }
-
-    /// `(rows, oldest, youngest)`: how many rows of a part of a leaf are due, and of which times.
-    pub(super) fn summary(&self, leaf: &Relation, range: &Range) -> String {
-        let ends = ["min", "max"].map(|end| self.instant(&format!("{end}({})", self.age)));
-        let list = format!("count(*), {}::text, {}::text", ends[0], ends[1]);
-        self.select(leaf, range, &list)
-    }
-
-    /// How many rows stay only because of [`Statements::require`], up to a limit.
-    pub(super) fn unusable(&self) -> Option<String> {
-        let (root, condition) = (&self.root, self.condition.unusable()?);
-        Some(format!(
-            "SELECT count(*) FROM (SELECT 1 FROM {root} WHERE {condition} LIMIT {COUNT_LIMIT}) AS bounded"
-        ))
-    }
-
-    /// The same, but leaves out rows that another session holds. A `ctid` never leaves its
-    /// statement, and the condition is checked again on the row as it is then.
-    pub(super) fn apply_unlocked(&self, leaf: &Relation, range: &Range) -> String {
-        let Self { alias, eligible, .. } = self;
-        let strength = self.strength();
-        format!(
-            "{verb} WHERE {alias}.ctid = ANY (ARRAY(SELECT {alias}.ctid FROM {table} WHERE {within}{eligible} \
-             FOR {strength} OF {alias} SKIP LOCKED)) AND {eligible}",
-            verb = self.verb(leaf),
-            table = self.only(leaf),
-            within = self.within(range),
-        )
-    }
-
-    /// How many rows of a part of a leaf are due.
-    pub(super) fn count_within(&self, leaf: &Relation, range: &Range) -> String {
-        let (table, within) = (self.only(leaf), self.within(range));
-        format!("SELECT count(*) FROM {table} WHERE {within}{}", self.eligible)
-    }
-
-    /// `(age, rows)`: the age at which the next so many old rows end, due or not, and how many rows have
-    /// exactly that age, up to a limit. Exempt rows at the head of the index are stepped over once per
-    /// run, not once per batch. No row when fewer are left.
-    pub(super) fn upper_bound(&self, leaf: &Relation, after: Option<&str>, rows: u64, limit: u64) -> String {
-        let Self { age, cutoff, .. } = self;
-        let (table, after) = (self.only(leaf), self.after(after));
-        let skip = rows.saturating_sub(1);
-        format!(
-            "SELECT upper.age::text, (SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {age} = upper.age LIMIT {limit}) AS bounded) \
-             FROM (SELECT {age} AS age FROM {table} WHERE {after}{age} < {cutoff} ORDER BY {age} OFFSET {skip} LIMIT 1) AS upper"
-        )
-    }
-
-    /// `(first, last)`: the blocks between which the old rows of a leaf are stored.
-    pub(super) fn block_bounds(&self, leaf: &Relation, after: Option<&str>) -> String {
-        let Self { alias, age, cutoff, .. } = self;
-        let (table, after) = (self.only(leaf), self.after(after));
-        format!(
-            "SELECT min(block), max(block) FROM (SELECT ({alias}.ctid::text::point)[0]::int8 AS block \
-             FROM {table} WHERE {after}{age} < {cutoff}) AS stored"
-        )
-    }
-
-    /// `(first, last)`: the keys between which the old rows of a leaf are.
-    pub(super) fn key_bounds(&self, leaf: &Relation, key: &str) -> String {
-        let Self { alias, age, cutoff, .. } = self;
-        let (table, key) = (self.only(leaf), identifier(key));
-        format!("SELECT min({alias}.{key})::int8, max({alias}.{key})::int8 FROM {table} WHERE {age} < {cutoff}")
-    }
-
-    /// The key at which the next so many rows end, old or not. No row when fewer are left.
-    pub(super) fn upper_key(&self, leaf: &Relation, key: &str, after: i64, last: i64, rows: u64) -> String {
-        let (table, key) = (self.only(leaf), format!("{}.{}", self.alias, identifier(key)));
-        let skip = rows.saturating_sub(1);
-        format!(
-            "SELECT {key}::int8 FROM {table} WHERE {key} > '{after}'::int8 AND {key} <= '{last}'::int8 ORDER BY {key} OFFSET {skip} LIMIT 1"
-        )
-    }
-
     /// The age column's type.
     pub(super) fn age_type(&self) -> AgeType {
         self.age_type
@@ -446,23 +221,6 @@ impl Statements {
     /// The cutoff as a value of the age column's type: where the last range ends.
     pub(super) fn last_age(&self) -> &str {
         &self.cutoff_value
-    }
-
-    fn verb(&self, leaf: &Relation) -> String {
-        let table = self.only(leaf);
-        match &self.assignments {
-            None => format!("DELETE FROM {table}"),
-            Some(assignments) => format!("UPDATE {table} SET {assignments}"),
-        }
-    }
-
-    /// How strongly rows are locked that are to be deleted or changed.
-    fn strength(&self) -> &'static str {
-        if self.assignments.is_some() {
-            "NO KEY UPDATE"
-        } else {
-            "UPDATE"
-        }
     }
 
     fn only(&self, leaf: &Relation) -> String {
@@ -488,12 +246,6 @@ impl Statements {
                 format!("{alias}.ctid >= '({from},0)'::tid AND {alias}.ctid < '({until},0)'::tid AND ")
             }
         }
-    }
-
-    fn after(&self, after: Option<&str>) -> String {
-        after.map_or_else(String::new, |value| {
-            format!("{} > {} AND ", self.age, self.age_type.literal(value))
-        })
     }
 
     /// An instant as a value of the age column's type.
