@@ -162,7 +162,8 @@ impl Gates {
         let failed = |error: DatabaseError| JobError::database(operation.clone(), &error);
         let (fence, run, job) = (context.fence, context.run, context.job.clone());
         let mut transaction = fenced::begin(context.session.connection(), fence, &operation).await?;
-        sqlx::query("SELECT set_config('lock_timeout', $1, true)")
+        // The deletions come after it in the one WAL, and the record that closes the run waits for the disk.
+        sqlx::query("SELECT set_config('lock_timeout', $1, true), set_config('synchronous_commit', 'off', true)")
             .bind(WAIT)
             .execute(&mut *transaction)
             .await

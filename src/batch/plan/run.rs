@@ -282,6 +282,11 @@ impl RowPlan {
         let operation = self.doing("record the purge of");
         let (fence, run, job) = (context.fence, context.run, context.job.clone());
         let mut transaction = fenced::begin(context.session.connection(), fence, &operation).await?;
+        // The record that closes the run comes after it in the one WAL, and waits for the disk.
+        sqlx::query("SELECT set_config('synchronous_commit', 'off', true)")
+            .execute(&mut *transaction)
+            .await
+            .map_err(|error| JobError::database(operation.clone(), &error.into()))?;
         let relation = self.target.relation.display();
         purges::record(&mut transaction, &relation, &job, &self.cutoff.instant, run)
             .await
