@@ -2,6 +2,7 @@
 
 mod crashes;
 mod deadlines;
+mod examples;
 mod holds;
 mod masks;
 mod plans;
