@@ -273,6 +273,18 @@ async fn again(
     run::erase_one(&mut worker, key, ACTOR).await
 }
 
+/// A hold that covered the person when the backup was made was released before the erasure, or there
+/// would have been none; only an operator may say so to the restored database.
+fn remedy(account: &Account) -> &'static str {
+    if account.holds.is_empty() {
+        "restore a later backup, or restore by hand with pg_restore and erase before anybody uses the database"
+    } else {
+        "the hold was released after the backup was made: restore a later backup, or restore by hand with pg_restore, \
+         release the hold there with `pgreeve hold release`, and run `pgreeve erasure replay` before anybody uses the \
+         database"
+    }
+}
+
 /// Puts on record what was repeated, and signs an addendum to the certificate.
 async fn tell(
     request: &Replay<'_>,
@@ -294,7 +306,7 @@ async fn tell(
                 account.state.as_str(),
                 account.holds.len()
             ),
-            "restore a later backup, or restore by hand with pg_restore and erase before anybody uses the database",
+            remedy(&account),
         ));
     }
     let body = json!({

@@ -154,6 +154,34 @@ async fn a_ledger_that_lacks_an_entry_refuses_the_restore() {
 }
 
 #[tokio::test]
+async fn a_hold_that_stands_in_the_backup_refuses_the_restore_and_says_what_to_do() {
+    let database = shop().await;
+    let host = host(&database, "").await;
+    // So that there is a ledger for the hold.
+    run(&host, "nightly");
+    let condition = format!("id = '{JANE_ID}'");
+    let placed = host
+        .run(&[
+            "hold", "place", "--table", "users", "--where", &condition, "--reason", "case 12", "--json",
+        ])
+        .expect_code(0)
+        .json();
+    let hold = placed["hold"]["hold_id"].as_str().unwrap();
+    let report = run(&host, "nightly");
+    host.run(&["hold", "release", hold, "--reason", "settled"])
+        .expect_code(0);
+    ask(&database).await;
+    assert_eq!(run(&host, "erase")["outcome"], "succeeded");
+    let into = format!("{}_back", database.name);
+    let id = report["report"]["backup_id"].as_str().unwrap();
+    let refused = host.run(&["backup", "restore", id, "--into", &into]).expect_code(3);
+    for words in ["legal holds: 1", "pgreeve hold release", "pgreeve erasure replay"] {
+        assert!(refused.stderr.contains(words), "{words}: {}", refused.stderr);
+    }
+    assert!(!exists(&database, &into).await);
+}
+
+#[tokio::test]
 async fn another_host_restores_with_a_copy_of_the_ledger_and_not_without() {
     let (database, host, id) = erased_after_a_backup().await;
     let into = format!("{}_back", database.name);
