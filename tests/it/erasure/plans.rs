@@ -6,7 +6,7 @@ use pgreeve::erasure::run::prepare;
 use pgreeve::job::{Disposition, JobError, Outcome};
 use serde_json::Value;
 
-use super::{SHOP_RULE, erase, job, rule, shop};
+use super::{SHOP_RULE, count, erase, job, rule, shop};
 use crate::support::Database;
 use crate::support::context::{Setup, context, run};
 
@@ -158,6 +158,41 @@ async fn a_role_that_row_security_filters_or_that_lacks_a_right_is_refused() {
         "{error}"
     );
     database.execute("DROP OWNED BY eraser; DROP ROLE eraser").await;
+}
+
+#[tokio::test]
+async fn a_table_of_requests_without_rights_is_refused_with_the_grant_before_anybody_goes() {
+    for right in ["SELECT", "UPDATE"] {
+        let database = shop().await;
+        let role = format!("{}_eraser", database.name);
+        database
+            .execute(&format!(
+                "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA public, sales, pgreeve TO {role};
+                 GRANT SELECT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public, sales TO {role};
+                 GRANT ALL ON ALL TABLES IN SCHEMA pgreeve TO {role}; REVOKE {right} ON requests FROM {role}"
+            ))
+            .await;
+        let setup = Setup {
+            target: Some(crate::support::cluster().await.target_as(&role, &database.name)),
+            ..Setup::default()
+        };
+        let (job, _) = job(SHOP_RULE);
+        let error = crate::support::context::refusal(&database, &job, &setup).await;
+        let remedy = error.remedy.clone().unwrap();
+        assert!(
+            remedy.starts_with("GRANT ") && remedy.contains(right) && remedy.contains("\"public\".\"requests\""),
+            "{error:?}"
+        );
+        assert!(!remedy.contains("sales"), "nothing else is missing: {remedy}");
+        assert_eq!(count(&database, "users").await, 3);
+        database.execute(&remedy).await;
+        let report = run(&job, &mut context(&database, &job, &setup).await).await.unwrap();
+        assert_eq!(report.outcome, Outcome::Succeeded, "{report:?}");
+        assert_eq!(count(&database, "users").await, 2);
+        database
+            .execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}"))
+            .await;
+    }
 }
 
 #[tokio::test]
