@@ -381,20 +381,24 @@ async fn a_thousand_reloads_leak_no_memory_no_task_and_no_descriptor() {
     // What is allocated once is there after some.
     reload(400).await;
     let first = Held::by(&daemon, address);
-    reload(300).await;
-    let second = Held::by(&daemon, address);
-    reload(300).await;
+    let mut seen = vec![first.kib];
+    // The allocator takes a large piece now and then, the more so where many threads wait for a
+    // processor; a leak grows all the time, and one KiB kept by each reload would be 300.
+    loop {
+        reload(300).await;
+        seen.push(Held::by(&daemon, address).kib);
+        let grown = seen[seen.len() - 1].saturating_sub(seen[seen.len() - 2]);
+        if seen.len() > 2 && grown < 200 {
+            break;
+        }
+        assert!(seen.len() < 8, "it grows all the time: {seen:?} KiB");
+    }
     // A connection or two may be on their way out.
     until("all is closed and ended again", async || {
         let now = Held::by(&daemon, address);
         now.descriptors <= first.descriptors + 1 && now.threads <= first.threads + 4 && now.tasks <= first.tasks + 1
     })
     .await;
-    let third = Held::by(&daemon, address);
-    // The allocator takes a large piece now and then; a leak grows all the time, and one KiB kept by
-    // each reload would be 300.
-    let grown = [(first, second), (second, third)].map(|(before, after)| after.kib.saturating_sub(before.kib));
-    assert!(grown.iter().any(|kib| *kib < 200), "{first:?}, {second:?}, {third:?}");
     let sessions: i64 = database
         .value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pgreeve:leader:%'")
         .await;
