@@ -1,17 +1,20 @@
 //! The probe: a store must take an object, refuse a second of that name, however it is sent, give
 //! the first back and delete it.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
 use uuid::Uuid;
 
-use super::{ObjectInfo, ObjectKey, Store, StoreError, StoreErrorKind};
+use super::{ObjectInfo, ObjectKey, Store, StoreError, StoreErrorKind, below};
 
 const CONTENT_TYPE: &str = "text/plain";
 
-/// What the key of every object of a probe starts with.
-const PREFIX: &str = ".pgreeve-probe-";
+/// Below this lies every object of a probe, in a folder of its own.
+const PREFIX: &str = ".pgreeve-probes";
+
+/// How old what another probe left must be: a probe that goes on is much younger.
+const AGE: SignedDuration = SignedDuration::from_hours(1);
 
 /// What a probe sees of every store.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +29,7 @@ pub(super) struct Probed {
 
 /// Whether a key belongs to a probe, which shall leave nothing behind.
 pub(super) fn is_probe(key: &ObjectKey) -> bool {
-    key.as_str().starts_with(PREFIX)
+    below(key.as_str(), PREFIX).is_some()
 }
 
 /// Tries a store with a small object of its own.
@@ -35,16 +38,18 @@ pub(super) fn is_probe(key: &ObjectKey) -> bool {
 /// The first thing the store did not do.
 pub(super) async fn probe(store: &dyn Store) -> Result<Probed, StoreError> {
     let id = Uuid::now_v7().simple().to_string();
-    let prefix = format!("{PREFIX}{id}");
+    let prefix = format!("{PREFIX}/{id}");
     let key = ObjectKey::new(format!("{prefix}/object"))?;
     let body = Bytes::from(id);
     let before = Timestamp::now();
     store.create(&key, body.clone(), CONTENT_TYPE).await?;
     let outcome = try_out(store, &prefix, &key, &body).await;
+    let swept = sweep(store).await;
     // Whatever went wrong, nothing shall stay; the first failure is the one to tell.
     let deleted = store.delete(&key).await;
     let (conditional_create, conditional_complete, made) = outcome?;
     deleted?;
+    swept?;
     if store.head(&key).await?.is_some() {
         return Err(refused(store, "an object is still there after it was deleted"));
     }
@@ -53,6 +58,30 @@ pub(super) async fn probe(store: &dyn Store) -> Result<Probed, StoreError> {
         conditional_complete,
         clock_ahead_s: ahead(made.modified, before),
     })
+}
+
+/// Removes what probes left whose process died.
+async fn sweep(store: &dyn Store) -> Result<(), StoreError> {
+    for upload in store.list_uploads(PREFIX).await? {
+        if is_left(&upload.key, Timestamp::now()) {
+            store.abort_upload(&upload).await?;
+        }
+    }
+    for object in store.list(PREFIX).await? {
+        if is_left(&object.key, Timestamp::now()) {
+            store.delete(&object.key).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether an object is of a probe that was begun too long ago to go on: its folder's name tells when.
+fn is_left(key: &ObjectKey, now: Timestamp) -> bool {
+    let id = below(key.as_str(), PREFIX).and_then(|rest| rest.split('/').next());
+    let begun = id
+        .and_then(|id| Uuid::try_parse(id).ok()?.get_timestamp())
+        .and_then(|time| Timestamp::from_second(i64::try_from(time.to_unix().0).ok()?).ok());
+    begun.is_some_and(|begun| now.duration_since(begun) > AGE)
 }
 
 /// The store's times have whole seconds, so one that is right may seem a second behind.
@@ -129,6 +158,27 @@ fn refused(store: &dyn Store, cause: impl Into<String>) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_a_probe_left_more_than_an_hour_ago_is_swept() {
+        let now: Timestamp = "2026-03-02T12:00:00Z".parse().unwrap();
+        let left = |key: String| is_left(&ObjectKey::new(key).unwrap(), now);
+        let begun = |seconds_before: i64| {
+            let seconds = u64::try_from(now.as_second() - seconds_before).unwrap();
+            Uuid::new_v7(uuid::Timestamp::from_unix_time(seconds, 0, 0, 0))
+                .simple()
+                .to_string()
+        };
+        assert!(left(format!("{PREFIX}/{}/object", begun(3601))));
+        for key in [
+            format!("{PREFIX}/{}/object", begun(3600)),
+            format!("{PREFIX}/notes/object"),
+            format!("{PREFIX}/object"),
+            format!("other/{}/object", begun(3601)),
+        ] {
+            assert!(!left(key.clone()), "{key}");
+        }
+    }
 
     #[test]
     fn a_clock_of_whole_seconds_that_is_right_is_not_called_wrong() {

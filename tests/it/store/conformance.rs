@@ -261,6 +261,23 @@ async fn a_probe_passes_and_leaves_nothing(store: &dyn Store) {
     assert_eq!(store.list_uploads("").await.unwrap(), []);
 }
 
+async fn a_probe_removes_what_a_probe_that_died_has_left_and_not_one_that_goes_on(store: &dyn Store) {
+    let begun = |time| key(&format!(".pgreeve-probes/{}/object", uuid::Uuid::new_v7(time).simple()));
+    let now = uuid::Timestamp::now(uuid::NoContext);
+    let (old, young) = (
+        begun(uuid::Timestamp::from_unix_time(now.to_unix().0 - 2 * 3600, 0, 0, 0)),
+        begun(now),
+    );
+    for key in [&old, &young] {
+        drop(store.start_upload(key, "text/plain").await.unwrap());
+        store.create(key, body(1, 10), "text/plain").await.unwrap();
+    }
+    store.probe().await.unwrap();
+    assert_eq!(keys(store, "").await, [young.to_string()]);
+    let open = store.list_uploads("").await.unwrap();
+    assert_eq!(open.iter().map(|upload| &upload.key).collect::<Vec<_>>(), [&young]);
+}
+
 macro_rules! conformance {
     ($($test:ident)*) => {
         mod file_store {
@@ -299,4 +316,5 @@ conformance! {
     deleting_is_idempotent_and_takes_one_object_only
     a_missing_object_is_told_from_a_failure
     a_probe_passes_and_leaves_nothing
+    a_probe_removes_what_a_probe_that_died_has_left_and_not_one_that_goes_on
 }

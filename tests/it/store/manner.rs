@@ -126,7 +126,7 @@ async fn a_probe_finds_out_what_a_bucket_is_capable_of() {
     assert_eq!((found.versioned, found.object_lock), (Some(true), Some(true)));
     assert_eq!((found.checksum, found.clock_ahead_s), ("md5", 0));
     // What a probe creates can be deleted again.
-    for call in network.proxy.calls(|call| call.path.contains(".pgreeve-probe-")) {
+    for call in network.proxy.calls(|call| call.path.contains(".pgreeve-probes/")) {
         assert_eq!(call.header("x-amz-object-lock-mode"), None, "{call:?}");
     }
     assert!(network.store.list("").await.unwrap().is_empty());

@@ -466,7 +466,7 @@ async fn a_store_that_ignores_conditions_is_looked_at_before_each_write() {
     let seen = std::sync::atomic::AtomicU32::new(0);
     network.proxy.fault(1, Fault::Answer(200, ""), move |call| {
         call.is_create()
-            && call.path.contains(".pgreeve-probe-")
+            && call.path.contains(".pgreeve-probes/")
             && seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1
     });
     network.store.probe().await.unwrap();
