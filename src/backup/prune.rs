@@ -1,5 +1,5 @@
 //! Removes the backups that the plan does not keep, each manifest before its objects: a backup that
-//! was half removed is none, and is finished by the next sweep of its prefix.
+//! was half removed is none, and what is left of it is swept when it is a week old.
 
 use std::time::Duration;
 

@@ -765,6 +765,33 @@ async fn an_upload_that_no_journal_knows_is_aborted_when_it_is_a_day_old() {
 }
 
 #[tokio::test]
+async fn objects_without_a_manifest_are_deleted_when_they_are_a_week_old() {
+    let store = MemoryStore::default();
+    let bench = Bench::new(Arc::new(store.clone())).await;
+    let (old, whole) = ("00000000010000000000000000", "00000000020000000000000000");
+    let young = ulid::Ulid::generate().to_string();
+    let keys = [
+        format!("main/nightly/{old}/data.dump.gz"),
+        format!("main/nightly/{young}/data.dump.gz"),
+        format!("main/nightly/{whole}/data.dump.gz"),
+        format!("main/nightly/{whole}/manifest.json"),
+        format!("main/weekly/{old}/data.dump.gz"),
+        "main/nightly/notes.txt".to_owned(),
+    ];
+    for key in &keys {
+        let key = ObjectKey::new(key.as_str()).unwrap();
+        store.create(&key, "x".into(), "text/plain").await.unwrap();
+        store.written_long_ago(key.as_str());
+    }
+    bench.run().await.unwrap();
+    let swept = bench.records.body("backup.swept");
+    assert_eq!(swept["unknown"], serde_json::json!([keys[0]]), "{swept}");
+    assert_eq!((&swept["uploads"], &swept["objects"]), (&0.into(), &1.into()));
+    assert!(!store.keys().contains(&keys[0]));
+    assert!(keys[1..].iter().all(|key| store.keys().contains(key)));
+}
+
+#[tokio::test]
 async fn a_dump_that_holds_its_snapshot_too_long_is_ended_and_lets_go_of_it() {
     let store = MemoryStore::with_held_parts();
     let mut bench = Bench::new(Arc::new(store.clone())).await.with_bulk().await;

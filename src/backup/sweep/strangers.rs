@@ -1,6 +1,7 @@
-//! Aborts uploads that no journal knows: those of a host that never came back, or of a database that was
-//! restored to before they were begun.
+//! Removes what no journal knows: what was left by a host that never came back, by a database that was
+//! restored to before it was begun, or by the removal of a backup that was cut off.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -12,14 +13,19 @@ use ulid::Ulid;
 use super::store_error;
 use crate::backup::manifest;
 use crate::job::{JobError, Recorder};
-use crate::store::{OpenUpload, Store};
+use crate::store::{ObjectInfo, ObjectKey, OpenUpload, Store, StoreError};
 
 /// How old an upload must be: by then whoever began it has completed it or is gone.
 const AGE: Duration = Duration::from_hours(24);
 
-/// Aborts the uploads below one job's prefix whose keys are of our pattern, which were begun more than
-/// a day ago by the server's clock, and which are not of a backup named in `known`. Answers with their
-/// keys. To be called with the job's lock held.
+/// How old an object without a manifest must be: no backup takes that long, and somebody who wonders
+/// where a backup went has had the time to look.
+const AGE_OF_OBJECTS: Duration = Duration::from_hours(7 * 24);
+
+/// Aborts the uploads below one job's prefix that were begun more than a day ago by the server's clock,
+/// and deletes the objects that are more than a week old and whose backup has no manifest, so that it is
+/// none. Keys that are not of our pattern and backups named in `known` are left alone. Answers with the
+/// keys of what was removed. To be called with the job's lock held.
 ///
 /// # Errors
 /// When the database, the store or the audit log refuses.
@@ -32,55 +38,109 @@ pub async fn sweep_strangers(
 ) -> Result<Vec<String>, JobError> {
     let prefix = manifest::prefix(database, job, "");
     let prefix = prefix.trim_end_matches('/');
-    let failed = |error| store_error(format!("sweep the unknown uploads below {prefix}"), error);
-    let open = store.list_uploads(prefix).await.map_err(failed)?;
-    if open.is_empty() {
+    let failed = |error| store_error(format!("sweep what nobody knows below {prefix}"), error);
+    let (open, objects) = found(store, prefix).await.map_err(failed)?;
+    if open.is_empty() && objects.is_empty() {
         return Ok(Vec::new());
     }
     let now: SqlTimestamp = sqlx::query_scalar("SELECT pg_catalog.clock_timestamp()")
         .fetch_one(connection)
         .await
         .map_err(|error| JobError::database("read the server's clock", &error.into()))?;
-    let mut aborted = Vec::new();
-    for upload in open {
-        if !is_stranger(&upload, prefix, known, now.to_jiff()) {
-            continue;
-        }
+    let shelf = Shelf {
+        prefix,
+        known,
+        now: now.to_jiff(),
+    };
+    let mut unknown = Vec::new();
+    for upload in open.into_iter().filter(|upload| shelf.is_stranger(upload)) {
         store.abort_upload(&upload).await.map_err(failed)?;
         tracing::info!(upload.key = %upload.key, "aborted an upload that no journal knows");
-        aborted.push(upload.key.to_string());
+        unknown.push(upload.key.to_string());
     }
-    if !aborted.is_empty() {
-        let body = json!({ "store": store_name, "prefix": prefix, "unknown": aborted, "uploads": aborted.len() });
+    let uploads = unknown.len();
+    for object in shelf.orphans(&objects) {
+        store.delete(&object.key).await.map_err(failed)?;
+        tracing::info!(object.key = %object.key, "deleted an object of a backup that has no manifest");
+        unknown.push(object.key.to_string());
+    }
+    if !unknown.is_empty() {
+        let objects = unknown.len().saturating_sub(uploads);
+        let body = json!({
+            "store": store_name, "prefix": prefix, "unknown": unknown, "uploads": uploads, "objects": objects,
+        });
         recorder.record("backup.swept", body).await?;
     }
-    Ok(aborted)
+    Ok(unknown)
 }
 
-/// Whether an upload is ours by its key, unknown, and old: by the time in its backup's name, and by
-/// when the store saw it begin, where it tells.
-fn is_stranger(upload: &OpenUpload, prefix: &str, known: &[String], now: Timestamp) -> bool {
-    let key = upload.key.as_str();
-    let rest = key.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/'));
-    let Some((id, name)) = rest.and_then(|rest| rest.split_once('/')) else {
-        return false;
-    };
-    let Some(named_at) = Ulid::from_string(id).ok().and_then(|ulid| instant(ulid.datetime())) else {
-        return false;
-    };
-    let begun = upload.started.map_or(named_at, |started| started.max(named_at));
-    let old = now.checked_sub(AGE).is_ok_and(|limit| begun < limit);
-    old && !name.contains('/') && !known.iter().any(|known| known == id)
+async fn found(store: &dyn Store, prefix: &str) -> Result<(Vec<OpenUpload>, Vec<ObjectInfo>), StoreError> {
+    Ok((store.list_uploads(prefix).await?, store.list(prefix).await?))
 }
 
-fn instant(time: SystemTime) -> Option<Timestamp> {
+/// The place of one job's backups.
+struct Shelf<'a> {
+    prefix: &'a str,
+    /// The backups that the journal knows as being written.
+    known: &'a [String],
+    now: Timestamp,
+}
+
+impl Shelf<'_> {
+    /// Whether an upload is unknown and old: by its backup's name, and by when the store saw it begin,
+    /// where it tells.
+    fn is_stranger(&self, upload: &OpenUpload) -> bool {
+        self.backup_of(&upload.key)
+            .filter(|id| !self.knows(id))
+            .and_then(begun_at)
+            .is_some_and(|named_at| {
+                let begun = upload.started.map_or(named_at, |started| started.max(named_at));
+                self.is_older(begun, AGE)
+            })
+    }
+
+    /// The objects of backups that have no manifest and are unknown and old: by their names, and by when
+    /// the store saw the object written.
+    fn orphans<'o>(&self, objects: &'o [ObjectInfo]) -> impl Iterator<Item = &'o ObjectInfo> {
+        let name = |key: &'o ObjectKey| key.as_str().rsplit('/').next();
+        let whole: BTreeSet<&str> = objects
+            .iter()
+            .filter(|object| name(&object.key) == Some(manifest::NAME))
+            .filter_map(|object| self.backup_of(&object.key))
+            .collect();
+        objects.iter().filter(move |object| {
+            self.backup_of(&object.key)
+                .filter(|id| !whole.contains(id) && !self.knows(id))
+                .and_then(begun_at)
+                .is_some_and(|named_at| self.is_older(named_at.max(object.modified), AGE_OF_OBJECTS))
+        })
+    }
+
+    /// The backup that a key belongs to, if it is of our pattern.
+    fn backup_of<'k>(&self, key: &'k ObjectKey) -> Option<&'k str> {
+        let rest = key.as_str().strip_prefix(self.prefix)?.strip_prefix('/')?;
+        let (id, name) = rest.split_once('/')?;
+        (!name.contains('/')).then_some(id)
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        self.known.iter().any(|known| known == id)
+    }
+
+    fn is_older(&self, at: Timestamp, age: Duration) -> bool {
+        self.now.checked_sub(age).is_ok_and(|limit| at < limit)
+    }
+}
+
+/// When a backup was begun, by its name.
+fn begun_at(id: &str) -> Option<Timestamp> {
+    let time: SystemTime = Ulid::from_string(id).ok()?.datetime();
     Timestamp::try_from(time).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::ObjectKey;
 
     #[test]
     fn only_old_unknown_uploads_of_the_jobs_own_pattern_are_strangers() {
@@ -95,7 +155,10 @@ mod tests {
             id: "1".to_owned(),
             started: started.map(|at| at.parse().unwrap()),
         };
-        let stranger = |upload: &OpenUpload, known: &[String]| is_stranger(upload, "main/nightly", known, now);
+        let stranger = |upload: &OpenUpload, known: &[String]| {
+            let prefix = "main/nightly";
+            Shelf { prefix, known, now }.is_stranger(upload)
+        };
         let ours = upload(format!("main/nightly/{old}/data.dump.gz"), None);
         assert!(stranger(&ours, &[]));
         assert!(!stranger(&ours, std::slice::from_ref(&old)));
@@ -109,5 +172,49 @@ mod tests {
         ] {
             assert!(!stranger(&upload(key.clone(), started), &[]), "{key} {started:?}");
         }
+    }
+
+    #[test]
+    fn only_old_unknown_objects_without_a_manifest_are_orphans() {
+        const WEEK: u64 = 7 * 24 * 3600;
+        let now: Timestamp = "2026-03-12T12:00:00Z".parse().unwrap();
+        let before = |seconds: u64| now - Duration::from_secs(seconds);
+        let ulid = |seconds: u64, salt: u128| {
+            let at = u64::try_from(before(seconds).as_millisecond()).unwrap();
+            Ulid::from_parts(at, salt).to_string()
+        };
+        let (gone, whole, mine) = (ulid(WEEK + 1, 1), ulid(WEEK + 1, 2), ulid(WEEK + 1, 3));
+        let (young, copied) = (ulid(WEEK, 4), ulid(WEEK + 1, 5));
+        let objects: Vec<ObjectInfo> = [
+            (format!("{gone}/data.dump.gz"), WEEK + 1),
+            (format!("{gone}/verify-20260305T120000Z.json"), WEEK + 1),
+            (format!("{gone}/more/data.dump.gz"), WEEK + 1),
+            (format!("{whole}/data.dump.gz"), WEEK + 1),
+            (format!("{whole}/manifest.json"), WEEK + 1),
+            (format!("{mine}/data.dump.gz"), WEEK + 1),
+            (format!("{young}/data.dump.gz"), WEEK),
+            (format!("{copied}/data.dump.gz"), 60),
+            ("notes/data.dump.gz".to_owned(), WEEK + 1),
+        ]
+        .into_iter()
+        .map(|(name, age)| ObjectInfo {
+            key: ObjectKey::new(format!("main/nightly/{name}")).unwrap(),
+            bytes: 1,
+            modified: before(age),
+        })
+        .collect();
+        let shelf = Shelf {
+            prefix: "main/nightly",
+            known: &[mine],
+            now,
+        };
+        let orphans: Vec<&str> = shelf.orphans(&objects).map(|object| object.key.as_str()).collect();
+        assert_eq!(
+            orphans,
+            [
+                format!("main/nightly/{gone}/data.dump.gz"),
+                format!("main/nightly/{gone}/verify-20260305T120000Z.json")
+            ]
+        );
     }
 }

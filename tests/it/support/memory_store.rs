@@ -70,6 +70,11 @@ impl MemoryStore {
             .add_permits(Semaphore::MAX_PERMITS / 2);
     }
 
+    /// Makes an object as old as objects become.
+    pub fn written_long_ago(&self, key: &str) {
+        self.state().objects.get_mut(key).unwrap().1 = Timestamp::UNIX_EPOCH;
+    }
+
     /// From now on this operation fails for keys that contain the text.
     pub fn fail(&self, operation: &'static str, key: &'static str) {
         self.state().fault = Some((operation, key));
