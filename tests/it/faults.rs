@@ -1,7 +1,50 @@
 //! Whatever fails under a backup, and whenever: afterwards there is either a manifest and a backup
 //! that can be read, or no manifest and no open upload.
+//!
+//! The faults, and the tests that show what becomes of the backup. A name without a room is a test of this
+//! file; `x/y` is the test `y` of the room `x`.
+//!
+//! | fault of the store | when it begins an upload | at a part | at Complete | when it is asked for the size | at the manifest |
+//! |---|---|---|---|---|---|
+//! | 503, twice | | `two_503_at_a_part` | `two_503_at_complete` | `two_503_when_the_size_is_asked` | |
+//! | 503 for ever | `an_upload_that_cannot_be_started` | `a_503_at_a_part_for_ever` | | | `a_manifest_that_cannot_be_written`; roles: `a_503_at_the_roles_for_ever` |
+//! | 500 | | `a_500_at_a_part` | | | |
+//! | 403, a token that expired | | `a_token_that_expires_between_two_parts` | | | |
+//! | reset in the middle of a body | | `a_connection_reset_in_the_middle_of_a_part` | | | |
+//! | cut before it is seen | `a_store_that_is_lost_altogether_…` | `a_connection_cut_before_a_part_is_seen` | `store/an_object_of_somebody_else_…` | | `a_connection_cut_before_the_manifest_is_seen` |
+//! | cut after it was done | `an_upload_that_was_started_without_an_answer` | `a_connection_cut_after_a_part_is_taken` | `a_complete_cut_after_it_was_done` | | `a_manifest_written_without_an_answer` |
+//! | reads no further | | `a_server_that_stops_reading_a_part` | | | |
+//! | never answers | | `a_server_that_never_answers_a_part` | `a_complete_that_is_never_answered` | `store/a_peer_that_never_answers_…` | `a_manifest_written_and_never_answered` |
+//! | 200 and an error | | | `a_complete_answered_200_with_an_error`, `…_for_ever` | | |
+//! | 412 | | | `a_complete_refused_for_a_name_that_is_taken` | | `a_manifest_refused_for_a_name_that_is_taken` |
+//! | 409 | | | `a_complete_that_meets_another_writer` | | |
+//! | `NoSuchUpload` | | `an_upload_that_is_gone_at_a_part` | `an_upload_that_is_gone_at_complete` | | |
+//! | ignores `If-None-Match` | | | `store/a_store_that_honours_no_condition_at_complete_…` | | `a_store_that_ignores_conditions` |
+//! | another size than was sent | | `a_part_acknowledged_and_not_kept` | | `a_store_that_tells_another_size` | |
+//! | other bytes than were sent | | `a_part_changed_on_its_way` | | | |
+//!
+//! An `ETag` is nobody's digest and is not compared: that the stored bytes are those that were sent is
+//! known from SHA-256, when they are read.
+//!
+//! | fault of `pg_dump` | test |
+//! |---|---|
+//! | its server process is terminated within a COPY | `a_pg_dump_whose_server_process_is_terminated` |
+//! | SIGTERM, SIGKILL | `a_pg_dump_that_is_terminated`, `a_pg_dump_that_is_killed` |
+//! | ends with 0 early, with or without output | `a_pg_dump_that_writes_nothing_and_ends_with_0`, `a_pg_dump_that_ends_with_0_after_half_its_output` |
+//! | ends with 1 after all its output | `a_pg_dump_that_ends_with_1_after_all_its_output` |
+//! | floods its standard error | `a_pg_dump_that_writes_64_mib_to_its_standard_error` |
+//! | stalls | `backup/a_hanging_dump_is_ended_…`, `backup/a_dump_that_holds_its_snapshot_too_long_…` |
+//! | an archive that is cut off, and 0 | `a_pg_dump_that_ends_with_0_after_half_its_output`, `backup/a_truncated_archive_that_exits_zero_…` |
+//! | an archive of a version that nobody knows | `a_pg_dump_whose_archive_is_of_an_unknown_version` |
+//! | fails while an upload is being begun | `an_upload_that_is_begun_while_the_dump_fails_is_not_left_open` |
+//! | may not read all that there is | `backup/a_role_that_cannot_read_everything_…` |
+//!
+//! What becomes of a daemon's death in each state of a backup stands in [`killed`].
+
+mod killed;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use pgreeve::backup::catalog::{self, Filter};
@@ -148,6 +191,16 @@ fn is_data(call: &Call) -> bool {
     call.path.contains("/data")
 }
 
+fn is_globals(call: &Call) -> bool {
+    call.is_create() && call.path.contains("/globals")
+}
+
+/// The probe's second object of one name, which a store must refuse.
+fn second_probe() -> impl Fn(&Call) -> bool + Send + 'static {
+    let seen = AtomicU32::new(0);
+    move |call| call.is_create() && call.path.contains(".pgreeve-probes") && seen.fetch_add(1, Ordering::Relaxed) == 1
+}
+
 fn is_manifest(call: &Call) -> bool {
     call.is_create() && call.path.ends_with("/manifest.json")
 }
@@ -169,6 +222,8 @@ fault! {
     a_500_at_a_part: 1, INTERNAL, |call| call.is_part(2) && is_data(call) => End::Made;
     a_503_at_a_part_for_ever: FOR_EVER, SLOW_DOWN, |call| call.is_part(2) && is_data(call) => End::Failed;
     a_token_that_expires_between_two_parts: FOR_EVER, EXPIRED, |call| call.is_part(2) && is_data(call) => End::Failed;
+    a_connection_reset_in_the_middle_of_a_part: 1, Fault::Reset, |call| call.is_part(2) && is_data(call) => End::Made;
+    a_part_acknowledged_and_not_kept: 1, Fault::AnswerWith(200, "ETag: \"00000000000000000000000000000000\"\r\n", ""), |call| call.is_part(2) && is_data(call) => End::Failed;
     a_connection_cut_before_a_part_is_seen: 1, Fault::CutBefore, |call| call.is_part(1) && is_data(call) => End::Made;
     a_connection_cut_after_a_part_is_taken: 1, Fault::CutAfter, |call| call.is_part(2) && is_data(call) => End::Made;
     a_server_that_stops_reading_a_part: 1, Fault::StopReading, |call| call.is_part(1) && is_data(call) => End::Made;
@@ -177,6 +232,8 @@ fault! {
     an_upload_that_is_gone_at_a_part: FOR_EVER, GONE, |call| call.is_part(2) && is_data(call) => End::Failed;
     an_upload_that_cannot_be_started: FOR_EVER, SLOW_DOWN, is_start => End::Failed;
     an_upload_that_was_started_without_an_answer: 1, Fault::CutAfter, is_start => End::Made;
+    a_503_at_the_roles_for_ever: FOR_EVER, SLOW_DOWN, is_globals => End::Failed;
+    two_503_at_complete: 2, SLOW_DOWN, |call| call.is_complete() && is_data(call) => End::Made;
     a_complete_answered_200_with_an_error: 1, ERROR_IN_200, |call| call.is_complete() && is_data(call) => End::Made;
     a_complete_answered_200_with_an_error_for_ever: FOR_EVER, ERROR_IN_200, |call| call.is_complete() && is_data(call) => End::Failed;
     a_complete_cut_after_it_was_done: 1, Fault::CutAfter, |call| call.is_complete() && is_data(call) => End::Made;
@@ -185,18 +242,22 @@ fault! {
     a_complete_that_meets_another_writer: FOR_EVER, CONFLICT, |call| call.is_complete() && is_data(call) => End::Failed;
     an_upload_that_is_gone_at_complete: FOR_EVER, GONE, |call| call.is_complete() && is_data(call) => End::Failed;
     a_store_that_tells_another_size: FOR_EVER, Fault::Answer(200, "12345"), |call| call.method == "HEAD" && is_data(call) => End::Failed;
+    two_503_when_the_size_is_asked: 2, SLOW_DOWN, |call| call.method == "HEAD" && is_data(call) => End::Made;
+    a_store_that_ignores_conditions: 1, Fault::Answer(200, ""), second_probe() => End::Made;
     a_manifest_that_cannot_be_written: FOR_EVER, SLOW_DOWN, is_manifest => End::Failed;
     a_manifest_written_without_an_answer: 1, Fault::CutAfter, is_manifest => End::Made;
+    a_manifest_written_and_never_answered: FOR_EVER, Fault::DoneInSilence, is_manifest => End::Made;
+    a_connection_cut_before_the_manifest_is_seen: 1, Fault::CutBefore, is_manifest => End::Made;
     a_manifest_refused_for_a_name_that_is_taken: FOR_EVER, TAKEN, is_manifest => End::Failed;
 }
 
 #[tokio::test]
 async fn a_store_that_is_lost_altogether_is_swept_by_the_next_run() {
     let stand = Stand::new().await;
-    let seen = std::sync::atomic::AtomicBool::new(false);
+    let seen = AtomicBool::new(false);
     stand.proxy.fault(FOR_EVER, Fault::CutBefore, move |call| {
-        let lost = seen.load(std::sync::atomic::Ordering::Relaxed) || (call.is_part(2) && is_data(call));
-        seen.store(lost, std::sync::atomic::Ordering::Relaxed);
+        let lost = seen.load(Ordering::Relaxed) || (call.is_part(2) && is_data(call));
+        seen.store(lost, Ordering::Relaxed);
         lost
     });
     assert!(stand.bench.run().await.is_err());

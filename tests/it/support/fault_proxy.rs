@@ -22,10 +22,14 @@ pub enum Fault {
     AnswerWith(u16, &'static str, &'static str),
     /// It is read, then the connection is cut; the server never sees it.
     CutBefore,
+    /// Half of its body is read, then the connection is reset.
+    Reset,
     /// It is forwarded and done, but the connection is cut before the answer.
     CutAfter,
-    /// It is read, and nothing is ever answered.
+    /// It is read, and nothing is ever answered; the server never sees it.
     Silence,
+    /// It is forwarded and done, and nothing is ever answered.
+    DoneInSilence,
     /// Its body is never read.
     StopReading,
     /// So many bytes of the answer pass, then the connection is cut.
@@ -96,6 +100,8 @@ struct Rule {
 struct Script {
     rules: Vec<Rule>,
     calls: Vec<Call>,
+    /// How many callers wait for an answer that never comes.
+    held: usize,
 }
 
 /// A proxy on a port of its own; it ends when dropped.
@@ -152,6 +158,12 @@ impl FaultProxy {
         let script = self.script.lock().unwrap();
         script.calls.iter().filter(|call| matches(call)).cloned().collect()
     }
+
+    /// How many requests met [`Fault::Silence`] or [`Fault::DoneInSilence`] so far, and were read, or
+    /// done, by now.
+    pub fn held(&self) -> usize {
+        self.script.lock().unwrap().held
+    }
 }
 
 impl Drop for FaultProxy {
@@ -175,6 +187,12 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, script: Arc<Mutex<Sc
     }
     let length: usize = call.header("content-length").map_or(0, |text| text.parse().unwrap());
     let have = body.len();
+    if let Some(Fault::Reset) = fault {
+        body.resize(have.max(length / 2), 0);
+        // Closing with a part of it unread resets the connection.
+        let _ = client.read_exact(&mut body[have..]).await;
+        return;
+    }
     body.resize(length, 0);
     if client.read_exact(&mut body[have.min(length)..]).await.is_err() {
         return;
@@ -183,7 +201,18 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, script: Arc<Mutex<Sc
         Some(Fault::Answer(status, text)) => answer(&mut client, status, "", text).await,
         Some(Fault::AnswerWith(status, headers, text)) => answer(&mut client, status, headers, text).await,
         Some(Fault::CutBefore) => {}
-        Some(Fault::Silence) => until_closed(&mut client).await,
+        Some(Fault::Silence) => {
+            script.lock().unwrap().held += 1;
+            until_closed(&mut client).await;
+        }
+        Some(Fault::DoneInSilence) => {
+            if let Some(mut server) = forward(upstream, &head, &body).await {
+                // The server closes when it has answered.
+                while let Ok(1..) = server.read(&mut [0; 4096]).await {}
+                script.lock().unwrap().held += 1;
+                until_closed(&mut client).await;
+            }
+        }
         fault => {
             if let (Some(Fault::Corrupt), Some(byte)) = (&fault, body.last_mut()) {
                 *byte ^= 1;
