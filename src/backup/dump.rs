@@ -6,7 +6,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::ChildStdout;
 
 use super::form::Format;
-use super::program::{Program, Programs, dbname_argument};
+use super::program::{Input, Program, Programs, dbname_argument};
 use super::selection::Selection;
 use super::walker::{WalkError, Walked, Walker};
 use crate::postgres::connect::ConnectTarget;
@@ -68,7 +68,7 @@ pub fn start(
     arguments.extend([LOCK_WAIT.to_owned(), "--no-password".to_owned()]);
     arguments.extend_from_slice(more);
     arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
-    let mut program = Program::start(&programs.pg_dump, arguments, target, application_name, false)?;
+    let mut program = Program::start(&programs.pg_dump, arguments, target, application_name, Input::Nothing)?;
     let stdout = program
         .stdout()
         .ok_or_else(|| DatabaseError::local("pg_dump has no standard output"))?;
@@ -140,7 +140,13 @@ async fn run_globals(
         "--no-password".to_owned(),
         format!("--database={}", dbname_argument(&target.dbname)),
     ];
-    let mut program = Program::start(&programs.pg_dumpall, arguments, target, application_name, false)?;
+    let mut program = Program::start(
+        &programs.pg_dumpall,
+        arguments,
+        target,
+        application_name,
+        Input::Nothing,
+    )?;
     let mut script = Vec::new();
     if let Some(stdout) = program.stdout() {
         stdout

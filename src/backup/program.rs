@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -175,9 +176,31 @@ impl Ended {
     }
 }
 
+/// What a program's standard input is.
+#[derive(Debug)]
+pub enum Input {
+    /// Empty.
+    Nothing,
+    /// What is written to [`Program::stdin`].
+    Pipe,
+    /// A file, which need not have a name: as `/dev/stdin` the program can open it as often as it wants
+    /// and read where it wants.
+    File(File),
+}
+
+impl From<Input> for Stdio {
+    fn from(input: Input) -> Self {
+        match input {
+            Input::Nothing => Self::null(),
+            Input::Pipe => Self::piped(),
+            Input::File(file) => file.into(),
+        }
+    }
+}
+
 impl Program {
     /// Starts a program that finds its server by environment; of the own environment's `PG*`
-    /// nothing is left. Its standard input is a pipe if `input`, else empty.
+    /// nothing is left.
     ///
     /// # Errors
     /// When the password file cannot be read, or the program does not start.
@@ -186,7 +209,7 @@ impl Program {
         arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
         target: &ConnectTarget,
         application_name: &str,
-        input: bool,
+        input: Input,
     ) -> Result<Self, DatabaseError> {
         let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
@@ -202,7 +225,7 @@ impl Program {
             .env("PGOPTIONS", "-c bytea_output=hex")
             .env("LC_ALL", "C")
             .current_dir("/")
-            .stdin(if input { Stdio::piped() } else { Stdio::null() })
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);

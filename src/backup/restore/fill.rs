@@ -1,10 +1,10 @@
 //! Fills a new database from a backup, in the way its archives ask for.
 
+use std::fs::File;
 use std::path::Path;
 
 use futures::future::BoxFuture;
 use futures::{StreamExt, TryStreamExt, stream};
-use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use tokio_util::bytes::Bytes;
 use super::{Restore, spool};
 use crate::backup::form::Format;
 use crate::backup::manifest::{Archive, OPAQUE, Role};
-use crate::backup::program::{Program, dbname_argument};
+use crate::backup::program::{Input, Program, dbname_argument};
 use crate::backup::read::{Reading, Sink};
 use crate::backup::walker::Walked;
 use crate::job::JobError;
@@ -78,7 +78,7 @@ impl Fill<'_> {
         let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
         arguments.push(self.database());
         let psql = crate::postgres::programs::find("psql").map_err(|error| self.failed(error.to_string()))?;
-        let program = self.start(&psql, arguments, true)?;
+        let program = self.start(&psql, arguments, Input::Pipe)?;
         self.feed(program, archive, Sink::Pieces).await
     }
 
@@ -88,7 +88,7 @@ impl Fill<'_> {
         if one_transaction && self.request.manifest.toc_entries <= ONE_TRANSACTION {
             arguments.push("--single-transaction".to_owned());
         }
-        let program = self.start(&self.request.programs.pg_restore, arguments, true)?;
+        let program = self.start(&self.request.programs.pg_restore, arguments, Input::Pipe)?;
         self.feed(program, archive, Sink::Pieces).await
     }
 
@@ -109,14 +109,15 @@ impl Fill<'_> {
         } else {
             0
         };
-        let (file, writer) = spool::make(self.operation, &std::env::temp_dir(), bytes)?;
+        let file = spool::make(self.operation, &std::env::temp_dir(), bytes)?;
+        let writer = self.same(&file)?;
         let mut arguments = self.arguments();
         arguments.extend(["--section=pre-data".to_owned(), "--section=data".to_owned()]);
         // A server that keeps no WAL for others writes none for rows of a table made in the same transaction.
         if self.request.manifest.toc_entries <= ONE_TRANSACTION {
             arguments.push("--single-transaction".to_owned());
         }
-        let program = self.start(&self.request.programs.pg_restore, arguments, true)?;
+        let program = self.start(&self.request.programs.pg_restore, arguments, Input::Pipe)?;
         let sink = |pieces| Sink::PiecesAndContents(pieces, writer);
         let walked = self.feed(program, archive, sink).await?;
         let arguments = [
@@ -144,21 +145,30 @@ impl Fill<'_> {
         Ok([vec![walked], restored].concat())
     }
 
-    async fn spool(&self, archive: &Archive<'_>, directory: &Path) -> Result<(NamedTempFile, Walked), JobError> {
-        let (file, writer) = spool::make(self.operation, directory, archive.bytes_raw())?;
+    async fn spool(&self, archive: &Archive<'_>, directory: &Path) -> Result<(File, Walked), JobError> {
+        let file = spool::make(self.operation, directory, archive.bytes_raw())?;
+        let writer = self.same(&file)?;
         let walked = self.reading.archive(archive, Sink::File(writer)).await;
         Ok((file, walked.map_err(|error| self.failed(error.to_string()))?))
     }
 
-    async fn restore_file(&self, file: &NamedTempFile, more: &[String]) -> Result<(), JobError> {
+    /// The same file by another descriptor, to be given away.
+    fn same(&self, file: &File) -> Result<File, JobError> {
+        let same = file.try_clone();
+        same.map_err(|error| self.failed(format!("open the unpacked dump once more: {error}")))
+    }
+
+    async fn restore_file(&self, file: &File, more: &[String]) -> Result<(), JobError> {
         let mut arguments = self.arguments();
         arguments.extend_from_slice(more);
-        arguments.push(file.path().display().to_string());
-        let mut program = self.start(&self.request.programs.pg_restore, arguments, false)?;
+        // Under this name each process of pg_restore opens the file anew, from its beginning.
+        arguments.push("/dev/stdin".to_owned());
+        let input = Input::File(self.same(file)?);
+        let mut program = self.start(&self.request.programs.pg_restore, arguments, input)?;
         self.ended(&mut program).await
     }
 
-    fn start(&self, program: &Path, arguments: Vec<String>, input: bool) -> Result<Program, JobError> {
+    fn start(&self, program: &Path, arguments: Vec<String>, input: Input) -> Result<Program, JobError> {
         let target = self.request.admin.with_dbname(self.request.into);
         Program::start(program, arguments, &target, "pgreeve:restore", input)
             .map_err(|error| self.failed(error.to_string()))

@@ -1,22 +1,20 @@
-//! A file for what has to be read more than once, or by several processes: it is gone when its owner
-//! is.
+//! A file for what has to be read more than once, or by several processes. It has no name: nobody finds
+//! it, and whatever ends this process and those that read it, `kill -9` too, ends the file with them.
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
-
-use tempfile::NamedTempFile;
 
 use crate::job::JobError;
 
 /// How much more than the data itself there must be room for.
 const MARGIN: u64 = 16 * 1024 * 1024;
 
-/// Makes an empty file that only this user can read, in a directory that has room for so many bytes.
+/// Makes an empty file without a name in a directory that has room for so many bytes.
 ///
 /// # Errors
 /// Names the directory and how much room it has.
-pub(super) fn make(operation: &str, directory: &Path, bytes: u64) -> Result<(NamedTempFile, File), JobError> {
+pub(super) fn make(operation: &str, directory: &Path, bytes: u64) -> Result<File, JobError> {
     let failed =
         |error: io::Error| JobError::permanent(operation, format!("make a file in {}: {error}", directory.display()));
     if let Some(free) = lacking(directory, bytes) {
@@ -29,12 +27,7 @@ pub(super) fn make(operation: &str, directory: &Path, bytes: u64) -> Result<(Nam
             "set TMPDIR to a directory with more room",
         ));
     }
-    let file = tempfile::Builder::new()
-        .prefix("pgreeve-restore-")
-        .tempfile_in(directory)
-        .map_err(failed)?;
-    let writer = file.reopen().map_err(failed)?;
-    Ok((file, writer))
+    tempfile::tempfile_in(directory).map_err(failed)
 }
 
 /// Whether a directory has room for so many bytes.

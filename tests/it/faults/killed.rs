@@ -19,8 +19,10 @@
 //! | a backup that failed is being cleared away | an open upload | `streaming` | nothing | `a_failed_backup_being_cleared_away` |
 //! | an earlier death is being swept | an open upload | `streaming` | nothing | `the_sweep_of_an_earlier_death_under_way` |
 //! | an old backup is being removed | its objects without manifest | `committed` | the others; the objects are swept in a week | `an_old_backup_half_removed_by_its_keep_policy` |
+//! | a backup is being restored | the backup | `committed` | the backup, and a closed database | `a_restore_that_is_killed_leaves_no_copy_of_the_dump_and_a_closed_database` |
 //! | told to stop, and told again | nothing | `aborted` | nothing | `told_twice_to_stop_with_a_part_on_its_way` |
 
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -413,4 +415,55 @@ async fn told_twice_to_stop_with_a_part_on_its_way() {
     site.host.run(&["run", "nightly"]).expect_code(0);
     assert_eq!(daemon.stop(), 0);
     site.host.run(&["audit", "verify"]).expect_code(0);
+}
+
+/// How much lies in files without a name that a process has open below a directory.
+fn unnamed_bytes(pid: u32, directory: &Path) -> u64 {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    open.filter_map(|entry| {
+        let file = entry.unwrap().path();
+        let target = std::fs::read_link(&file).ok()?;
+        let unnamed = target.starts_with(directory) && target.to_string_lossy().ends_with(" (deleted)");
+        unnamed.then(|| std::fs::metadata(&file).map_or(0, |found| found.len()))
+    })
+    .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_is_killed_leaves_no_copy_of_the_dump_and_a_closed_database() {
+    let site = Site::new("").await;
+    site.host.run(&["run", "nightly"]).expect_code(0);
+    let backups = catalog::list(site.direct.as_ref(), Filter::default())
+        .await
+        .unwrap()
+        .backups;
+    let (id, into) = (backups[0].id.as_str(), format!("{}_again", site.database.name));
+    let restore = ["backup", "restore", id, "--into", &into, "--jobs", "2"];
+    site.proxy
+        .fault(1, Fault::StallAnswer(6 << 20), |call| call.is_read() && is_data(call));
+    let directory = site.host.path("tmp");
+    std::fs::create_dir(&directory).unwrap();
+    let mut command = site.host.command(&restore);
+    let mut child = command.env("TMPDIR", &directory).spawn().unwrap();
+    until("a part of the dump is unpacked", async || {
+        unnamed_bytes(child.id(), &directory) > 1 << 20
+    })
+    .await;
+    let named = || std::fs::read_dir(&directory).unwrap().count();
+    assert_eq!(named(), 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(named(), 0);
+    site.proxy.heal();
+
+    // What is left is a database that nobody but superusers enters.
+    let open = format!("SELECT has_database_privilege('public', '{into}', 'CONNECT')");
+    assert!(!site.database.value::<bool>(&open).await);
+    let refused = site.host.run(&restore).expect_code(3);
+    assert!(refused.stderr.contains("exists already"), "{}", refused.stderr);
+    site.database
+        .execute(&format!("DROP DATABASE {into} WITH (FORCE)"))
+        .await;
+    site.host.run(&restore).expect_code(0);
+    assert!(site.database.value::<bool>(&open).await);
 }
