@@ -9,6 +9,7 @@ use flate2::read::MultiGzDecoder;
 use tokio::sync::mpsc;
 use tokio_util::bytes::{Buf, Bytes};
 
+use super::joined::Joined;
 use super::{QUEUE, ReadError};
 use crate::backup::compress::Packing;
 use crate::backup::digest::{Measure, Meter};
@@ -147,12 +148,20 @@ fn walk(
 ) -> Result<(Measure, Walked), ReadError> {
     let walked = |error: WalkError| damaged(io::Error::other(error));
     let mut raw = Meter::new();
+    let mut joined = Joined::default();
     for piece in pieces {
         let contents = !inspector.is_past_contents();
         raw.update(&piece);
-        inspector.feed(&piece).map_err(walked)?;
-        sink.take(&piece, contents)
-            .map_err(|error| ReadError::Local(format!("write the unpacked dump: {error}")))?;
+        if let Sink::Nowhere = sink {
+            inspector.feed(&piece).map_err(walked)?;
+        } else {
+            inspector
+                .feed_and_tell(&piece, |passed| joined.add(passed))
+                .map_err(walked)?;
+            sink.take(joined.close(), contents)
+                .map_err(|error| ReadError::Local(format!("write the unpacked dump: {error}")))?;
+            joined.clear();
+        }
         // At the end nobody fills them any more.
         let _ = back.send(piece);
     }

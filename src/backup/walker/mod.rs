@@ -137,9 +137,20 @@ impl Inspector {
     /// # Errors
     /// When they cannot be part of such a dump; every later call fails too.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), WalkError> {
+        self.feed_and_tell(bytes, |_| {})
+    }
+
+    /// Takes the next bytes, and tells what they are. All of a script is [`Passed::Other`].
+    ///
+    /// # Errors
+    /// As [`Inspector::feed`].
+    pub fn feed_and_tell(&mut self, bytes: &[u8], mut tell: impl FnMut(Passed<'_>)) -> Result<(), WalkError> {
         match self {
-            Self::Archive(walker) => walker.feed(bytes),
-            Self::Script(script) => script.feed(bytes),
+            Self::Archive(walker) => walker.feed_and_tell(bytes, tell),
+            Self::Script(script) => {
+                tell(Passed::Other(bytes));
+                script.feed(bytes)
+            }
         }
     }
 
@@ -153,6 +164,17 @@ impl Inspector {
             Self::Script(script) => script.finish(),
         }
     }
+}
+
+/// What passed of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passed<'a> {
+    /// Data of a block, or a piece of it: what the chunks hold, without their lengths.
+    Data(&'a [u8]),
+    /// The data has ended: the empty chunk.
+    DataEnd,
+    /// Anything else.
+    Other(&'a [u8]),
 }
 
 /// The walker. Feed it the archive in pieces of any size, then [`Walker::finish`] it.
@@ -239,13 +261,28 @@ impl Walker {
     /// # Errors
     /// When they cannot be part of an archive; every later call fails too.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), WalkError> {
+        self.feed_and_tell(bytes, |_| {})
+    }
+
+    /// Takes the archive's next bytes, and tells what they are.
+    ///
+    /// # Errors
+    /// As [`Walker::feed`].
+    pub fn feed_and_tell(&mut self, bytes: &[u8], mut tell: impl FnMut(Passed<'_>)) -> Result<(), WalkError> {
         let mut input = bytes;
         while !input.is_empty() {
-            let before = input.len();
+            let (before, state) = (input, self.state);
             // Every step uses up at least one byte, or fails.
             let result = self.step(&mut input);
-            self.offset = self.offset.saturating_add((before - input.len()) as u64);
+            let (used, _) = before.split_at(before.len() - input.len());
+            self.offset = self.offset.saturating_add(used.len() as u64);
             result.map_err(|Malformed(problem)| self.fail(problem))?;
+            match (state, self.state) {
+                (State::Chunk(_), _) => tell(Passed::Data(used)),
+                (State::ChunkLength, State::ChunkLength | State::Chunk(_)) => {}
+                (State::ChunkLength, _) => tell(Passed::DataEnd),
+                _ => tell(Passed::Other(used)),
+            }
         }
         Ok(())
     }
