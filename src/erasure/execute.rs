@@ -1,4 +1,4 @@
-//! One request after the other: resolve, remember, step by step, search, close.
+//! Whoever works on requests, and what may go wrong with them.
 
 use jiff::tz::TimeZone;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};

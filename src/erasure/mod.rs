@@ -9,9 +9,12 @@
 //! | `plan` | what happens to each of them, in which order; refuses what nobody decided |
 //! | `preflight` | rights, row security, and each mask tried on one row |
 //! | `mask` | the masks |
+//! | `prepare` | what a run would do, as operators see it |
 //! | `statement` | the one place where statements on user tables are built |
 //! | `intake` | the application's requests become the ledger's |
-//! | `execute` | one request: resolve, step by step, verify, close |
+//! | `run` | all that waits: taken, resolved, announced, stepped, searched, closed |
+//! | `attempt`, `scope`, `steps`, `close` | the parts of that for one request |
+//! | `single` | one person at once, in a database that was restored |
 //! | `deadline` | one calendar month, warned of, extended once |
 //! | `proof` | the way to what proves it: token, ledger on the host, residual scan, certificate |
 //!
@@ -25,6 +28,7 @@
 //! announcement, the certificate, the end) is done for some requests at a time.
 
 pub mod afterwards;
+mod attempt;
 pub mod certificate;
 mod close;
 pub mod copies;
@@ -43,6 +47,7 @@ mod order;
 pub mod outbox;
 pub mod plan;
 mod preflight;
+pub mod prepare;
 pub mod proof;
 pub mod reach;
 pub mod recall;
@@ -53,8 +58,10 @@ pub mod rule;
 pub mod run;
 mod scope;
 pub mod sealed;
+mod single;
 mod statement;
 mod steps;
+mod tally;
 pub mod token;
 pub mod witnesses;
 

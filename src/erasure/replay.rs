@@ -18,11 +18,12 @@ use super::certificate::{Addendum, AddendumEvent};
 use super::entry::Begun;
 use super::execute::{Worker, unproven};
 use super::host::HostProof;
+use super::prepare::{self, Prepared};
 use super::proof::{Account, ProofError};
 use super::recall::Recall;
 use super::request::{RequestState, SubjectKey};
 use super::rule::Rule;
-use super::run::{self, Prepared};
+use super::single;
 use super::token::{KeyId, Subject, Token, TokenKey};
 use crate::backup::manifest::ErasureMark;
 use crate::job::{JobError, Recorder};
@@ -172,7 +173,7 @@ async fn job_for<'a>(
         if names.name != table.rsplit_once('.').map_or(table, |(_, name)| name) {
             continue;
         }
-        let prepared = run::prepare(session.connection(), &job.rule).await?;
+        let prepared = prepare::prepare(session.connection(), &job.rule).await?;
         if prepared
             .plan
             .root()
@@ -270,7 +271,7 @@ async fn again(
         // Nobody else is there to add rows meanwhile.
         may_lock: false,
     };
-    run::erase_one(&mut worker, key, ACTOR).await
+    single::erase_one(&mut worker, key, ACTOR).await
 }
 
 /// A hold that covered the person when the backup was made was released before the erasure, or there

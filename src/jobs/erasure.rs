@@ -7,8 +7,9 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use sqlx::PgConnection;
 
+use crate::erasure::prepare::{self, Prepared};
 use crate::erasure::rule::Rule;
-use crate::erasure::run::{self, Prepared};
+use crate::erasure::run;
 use crate::erasure::{Proof, ProofError};
 use crate::job::{Exclusion, Job, JobContext, JobError, JobReport, Kind, Outcome, Plan};
 use crate::postgres::grant::Grant;
@@ -61,12 +62,12 @@ impl Job for ErasureJob {
     }
 
     fn grants<'a>(&'a self, connection: &'a mut PgConnection) -> BoxFuture<'a, Result<Option<Vec<Grant>>, JobError>> {
-        Box::pin(async move { run::grants(connection, &self.rule).await.map(Some) })
+        Box::pin(async move { prepare::grants(connection, &self.rule).await.map(Some) })
     }
 
     fn plan<'a>(&'a self, context: &'a mut JobContext) -> BoxFuture<'a, Result<Box<dyn Plan>, JobError>> {
         Box::pin(async move {
-            let prepared = run::prepare(context.session.connection(), &self.rule).await?;
+            let prepared = prepare::prepare(context.session.connection(), &self.rule).await?;
             let plan = ErasurePlan {
                 prepared,
                 timezone: self.timezone.clone(),

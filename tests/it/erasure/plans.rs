@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pgreeve::erasure::run::prepare;
+use pgreeve::erasure::prepare::prepare;
 use pgreeve::job::{Disposition, JobError, Outcome};
 use serde_json::Value;
 
