@@ -62,6 +62,8 @@ async fn measure() -> Vec<Verdict> {
             "pgreeve: recorded, erased, certified, closed",
             each(ours.seconds - ours.search),
         ),
+        ("  of that from the first step to the last", each(ours.stepping)),
+        ("  of that from the first end to the last", each(ours.ending)),
         (
             "pgreeve: the search for what is left, of all at once",
             each(ours.search),

@@ -97,6 +97,10 @@ pub(crate) struct Ran {
     pub(crate) steps: f64,
     /// The same of what closes them.
     pub(crate) closing: f64,
+    /// The seconds from the first step of all to the last.
+    pub(crate) stepping: f64,
+    /// Those from the first group that is closed to the last.
+    pub(crate) ending: f64,
 }
 
 /// Erases people as the program does it, with its audit log, its ledger and its certificates on disk.
@@ -144,7 +148,22 @@ pub(crate) async fn pgreeve(ground: &Ground, people: Vec<i64>) -> Ran {
         )
         .await,
         closing: slope(ground, "SELECT finished_at AS at FROM pgreeve.erasure_request").await,
+        stepping: span(ground, "committed_at", "step").await,
+        ending: span(ground, "finished_at", "request").await,
     }
+}
+
+/// The seconds between the first and the last instant of a kind.
+async fn span(ground: &Ground, column: &str, table: &str) -> f64 {
+    let mut connection = ground.target.connect("bench").await.unwrap();
+    let seconds = sqlx::query_scalar(AssertSqlSafe(format!(
+        "SELECT extract(epoch FROM max({column}) - min({column}))::float8 FROM pgreeve.erasure_{table}"
+    )))
+    .fetch_one(&mut connection)
+    .await
+    .unwrap();
+    connection.close().await.unwrap();
+    seconds
 }
 
 /// The time between the instants of the last tenth by that of the first tenth.

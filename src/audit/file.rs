@@ -25,6 +25,13 @@ pub(crate) fn names(dir: &Path) -> Result<Vec<String>, AuditError> {
 /// Makes a whole, durable file, or none: its name appears only after its bytes are on the device.
 /// The caller holds the lock. Returns the file, open for appending.
 pub(crate) fn write_new(dir: &Path, path: &Path, mode: u32, bytes: &[u8]) -> Result<File, AuditError> {
+    let file = write_unlisted(dir, path, mode, bytes)?;
+    sync_directory(dir)?;
+    Ok(file)
+}
+
+/// The same, but its name is durable after [`sync_directory`] only: for many files that wait once.
+pub(crate) fn write_unlisted(dir: &Path, path: &Path, mode: u32, bytes: &[u8]) -> Result<File, AuditError> {
     let mut unnamed = path.as_os_str().to_owned();
     unnamed.push(".new");
     let unnamed = PathBuf::from(unnamed);
@@ -49,7 +56,6 @@ pub(crate) fn write_new(dir: &Path, path: &Path, mode: u32, bytes: &[u8]) -> Res
     let removed = fs::remove_file(&unnamed).map_err(failed);
     written?;
     removed?;
-    sync_directory(dir)?;
     Ok(file)
 }
 

@@ -1,6 +1,6 @@
 //! The records around a request's steps: announced before the first, closed after the last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -13,7 +13,7 @@ use super::proof::{Account, Kept, Residue, Search, StepAccount};
 use super::request::{RequestId, RequestState};
 use super::statement::requests::RequestTable;
 use crate::job::JobError;
-use crate::ledger::erasures::{self, End, Request};
+use crate::ledger::erasures::{self, End, Request, StepRow};
 use crate::postgres::sqlstate::DatabaseError;
 
 /// How a request was closed.
@@ -95,31 +95,31 @@ pub(super) async fn complete(
     group: &[Found<'_>],
 ) -> Result<Vec<Result<Closed, Trouble>>, JobError> {
     let run = |trouble: Trouble| trouble.into_run("close the requests");
-    let (mut accounts, mut ends) = (Vec::with_capacity(group.len()), Vec::with_capacity(group.len()));
-    // Of two requests for one person that are closed together, the later one is the duplicate.
-    let mut closing: BTreeMap<&str, RequestId> = BTreeMap::new();
-    for found in group {
-        let mut duplicate = erasures::duplicate_of(worker.session.connection(), found.request)
-            .await
-            .map_err(|error| run(Trouble::of("look for duplicates", &error)))?;
-        if duplicate.is_none() {
-            duplicate = closing.get(found.request.token.token.as_str()).copied();
-        }
-        closing.entry(&found.request.token.token).or_insert(found.request.id);
-        let account = account(
-            worker,
-            found.request,
-            RequestState::Completed,
-            Some(found.residue.clone()),
-        )
+    let requests: Vec<&Request> = group.iter().map(|found| found.request).collect();
+    let job = worker.job;
+    let known = erasures::duplicates(worker.session.connection(), job, &requests)
+        .await
+        .map_err(|error| run(Trouble::of("look for duplicates", &error)))?;
+    let residues = group.iter().map(|found| Some(found.residue.clone())).collect();
+    let accounts = accounts(worker, &requests, RequestState::Completed, residues)
         .await
         .map_err(run)?;
-        ends.push(duplicate.is_some());
-        accounts.push(finished(account, duplicate));
-    }
+    // Of two requests for one person that are closed together, the later one is the duplicate.
+    let mut closing: BTreeMap<&str, RequestId> = BTreeMap::new();
+    let duplicates: Vec<Option<RequestId>> = (requests.iter())
+        .map(|request| {
+            let together = closing.get(request.token.token.as_str()).copied();
+            closing.entry(&request.token.token).or_insert(request.id);
+            known.get(&request.id.0).copied().or(together)
+        })
+        .collect();
+    let accounts: Vec<Account> = (accounts.into_iter().zip(&duplicates))
+        .map(|(account, duplicate)| finished(account, *duplicate))
+        .collect();
     let searches: Vec<(RequestId, &Search)> = group.iter().map(|found| (found.request.id, found.search)).collect();
-    let shares = worker.proof.seal(&searches).await.map_err(unproven)?;
-    let certificates = worker.proof.certify(&accounts).await.map_err(unproven)?;
+    // What both write waits for the same device.
+    let (shares, certificates) =
+        futures::try_join!(worker.proof.seal(&searches), worker.proof.certify(&accounts)).map_err(unproven)?;
     let bodies = (accounts.iter().zip(&certificates))
         .map(|(account, certificate)| {
             json!({
@@ -130,28 +130,26 @@ pub(super) async fn complete(
         })
         .collect();
     worker.recorder.record_all("erasure.completed", bodies).await?;
-    let mut closed = Vec::with_capacity(group.len());
-    let last = group.len().saturating_sub(1);
-    let parts = group.iter().zip(&accounts).zip(&certificates).zip(shares).zip(ends);
-    for (at, ((((found, account), certificate), share), duplicate)) in parts.enumerate() {
-        let end = End {
+    let ends: Vec<End<'_>> = (accounts.iter().zip(&certificates).zip(shares))
+        .map(|((account, certificate), share)| End {
             state: account.state,
             reason: account.reason.as_deref(),
             residue: account.residue.as_ref().map(|residue| json!(residue)),
             certificate_sha256: certificate["sha256"].as_str().map(str::to_owned),
             certificate: certificate.get("document").cloned(),
             rescan_share: share,
-        };
-        let word = worker.rule.requests.as_ref().map(|requests| requests.done.clone());
-        // The last of them waits for the disk, and that for all.
-        let ended = self::closed(worker, found.request, &end, word, at == last).await;
-        closed.push(ended.map(|()| Closed {
+        })
+        .collect();
+    let word = worker.rule.requests.as_ref().map(|requests| requests.done.as_str());
+    let ended = closed_all(worker, &requests, &ends, word).await;
+    let closed = (ended.into_iter().zip(&accounts).zip(duplicates)).map(|((ended, account), duplicate)| {
+        ended.map(|()| Closed {
             state: account.state,
             found: account.found.unwrap_or_default(),
-            duplicate,
-        }));
-    }
-    Ok(closed)
+            duplicate: duplicate.is_some(),
+        })
+    });
+    Ok(closed.collect())
 }
 
 /// How an account ends.
@@ -184,36 +182,64 @@ pub(super) async fn fail(worker: &mut Worker<'_>, request: &Request, reason: &st
         certificate_sha256: None,
         rescan_share: None,
     };
-    let word = worker.rule.requests.as_ref().map(|requests| requests.failed.clone());
-    closed(worker, request, &end, word, true).await
+    let word = worker.rule.requests.as_ref().map(|requests| requests.failed.as_str());
+    let mut ended = closed_all(worker, &[request], &[end], word).await;
+    ended.pop().unwrap_or(Ok(()))
 }
 
-/// Closes a request and answers the application, in one transaction.
+/// Closes requests and answers the application: in one transaction, or where that fails, each in its own.
+async fn closed_all(
+    worker: &mut Worker<'_>,
+    requests: &[&Request],
+    ends: &[End<'_>],
+    word: Option<&str>,
+) -> Vec<Result<(), Trouble>> {
+    match closed(worker, requests, ends, word).await {
+        Ok(kept) => {
+            let ended = |request: &&Request| kept.contains(&request.id.0).then_some(()).ok_or(Trouble::Lost);
+            return requests.iter().map(ended).collect();
+        }
+        Err(trouble) if requests.len() < 2 => return vec![Err(trouble)],
+        Err(trouble) => tracing::debug!(
+            ?trouble,
+            "could not close several requests together; each is closed by itself"
+        ),
+    }
+    let mut ended = Vec::with_capacity(requests.len());
+    for (request, end) in requests.iter().zip(ends) {
+        let kept = closed(worker, &[request], std::slice::from_ref(end), word).await;
+        ended.push(kept.and_then(|kept| if kept.is_empty() { Err(Trouble::Lost) } else { Ok(()) }));
+    }
+    ended
+}
+
+/// Closes those of some requests that no other worker has, and answers the application, in one
+/// transaction.
 async fn closed(
     worker: &mut Worker<'_>,
-    request: &Request,
-    end: &End<'_>,
-    word: Option<String>,
-    durable: bool,
-) -> Result<(), Trouble> {
-    let failed = |error| Trouble::of("close the request", &error);
+    requests: &[&Request],
+    ends: &[End<'_>],
+    word: Option<&str>,
+) -> Result<BTreeSet<Uuid>, Trouble> {
+    let operation = "close the request";
+    let failed = |error| Trouble::of(operation, &error);
     let (plan, rule) = (worker.plan, worker.rule);
-    let mut transaction = worker.begin_on(request).await?;
-    if !durable {
-        sqlx::query("SELECT pg_catalog.set_config('synchronous_commit', 'off', true)")
-            .execute(&mut *transaction)
-            .await
-            .map_err(Trouble::sql("close the request"))?;
-    }
-    erasures::close(&mut transaction, request.id, end)
-        .await
-        .map_err(failed)?;
-    if let (Some(table), Some(id), Some(word)) = (RequestTable::new(plan, rule), &request.source_id, word) {
-        write_status(&mut transaction, &table, id, &word, true)
+    let ids: Vec<Uuid> = requests.iter().map(|request| request.id.0).collect();
+    let (mut transaction, kept) = worker.begin_on_all(&ids).await?;
+    let ends: Vec<(Uuid, &End<'_>)> = (ids.into_iter().zip(ends))
+        .filter(|(id, _)| kept.contains(id))
+        .collect();
+    erasures::close_all(&mut transaction, &ends).await.map_err(failed)?;
+    if let (Some(table), Some(word)) = (RequestTable::new(plan, rule), word) {
+        let rows: Vec<&str> = (requests.iter().filter(|request| kept.contains(&request.id.0)))
+            .filter_map(|request| request.source_id.as_deref())
+            .collect();
+        write_status(&mut transaction, &table, &rows, word, true)
             .await
             .map_err(failed)?;
     }
-    transaction.commit().await.map_err(Trouble::sql("close the request"))
+    transaction.commit().await.map_err(Trouble::sql(operation))?;
+    Ok(kept)
 }
 
 /// What a certificate may say of a request.
@@ -223,19 +249,45 @@ pub(super) async fn account(
     state: RequestState,
     residue: Option<Residue>,
 ) -> Result<Account, Trouble> {
-    let failed = |error| Trouble::of("read the request", &error);
+    let mut accounts = accounts(worker, &[request], state, vec![residue]).await?;
+    accounts
+        .pop()
+        .ok_or_else(|| Trouble::Permanent("the request has no account".to_owned()))
+}
+
+/// What certificates may say of some requests, in their order.
+async fn accounts(
+    worker: &mut Worker<'_>,
+    requests: &[&Request],
+    state: RequestState,
+    residues: Vec<Option<Residue>>,
+) -> Result<Vec<Account>, Trouble> {
+    let failed = |error| Trouble::of("read the requests", &error);
+    let ids: Vec<Uuid> = requests.iter().map(|request| request.id.0).collect();
     let connection = worker.session.connection();
-    let rows = erasures::steps(connection, request.id).await.map_err(failed)?;
-    let holds = erasures::holds_on(connection, request.id).await.map_err(failed)?;
-    let today = erasures::find(connection, request.id).await.map_err(failed)?;
-    let today = today.as_ref().unwrap_or(request);
+    let mut rows = erasures::steps_of(connection, &ids).await.map_err(failed)?;
+    let mut holds = erasures::holds_on(connection, &ids).await.map_err(failed)?;
+    let today = erasures::find_all(connection, &ids).await.map_err(failed)?;
+    let accounts = requests.iter().zip(residues).map(|(request, residue)| {
+        let id = request.id.0;
+        let today = today.iter().find(|today| today.id.0 == id).unwrap_or(request);
+        let (kept, steps) = sorted(worker, rows.remove(&id).unwrap_or_default());
+        Account {
+            kept,
+            steps,
+            holds: holds.remove(&id).unwrap_or_default(),
+            residue,
+            ..begun(worker, today, state)
+        }
+    });
+    Ok(accounts.collect())
+}
+
+/// What steps kept, and what they changed.
+fn sorted(worker: &Worker<'_>, rows: Vec<StepRow>) -> (Vec<Kept>, Vec<StepAccount>) {
+    let nodes = &worker.plan.reach.nodes;
     let kept = |table: &str, rows: u64| {
-        let node = worker
-            .plan
-            .reach
-            .nodes
-            .iter()
-            .find(|node| node.relation.display() == table)?;
+        let node = nodes.iter().find(|node| node.relation.display() == table)?;
         let rule = node.rule.as_ref()?;
         Some(Kept {
             table: table.to_owned(),
@@ -245,23 +297,19 @@ pub(super) async fn account(
         })
     };
     let (keeping, changing): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.action == "keep");
-    Ok(Account {
-        kept: keeping.iter().filter_map(|row| kept(&row.relation, row.rows)).collect(),
-        steps: (changing.into_iter())
-            .map(|row| StepAccount {
-                step: row.step,
-                table: row.relation,
-                action: row.action,
-                rows: row.rows,
-                held: row.held,
-                objects: row.objects,
-                object_versions: row.object_versions,
-            })
-            .collect(),
-        holds,
-        residue,
-        ..begun(worker, today, state)
-    })
+    let changed = changing.into_iter().map(|row| StepAccount {
+        step: row.step,
+        table: row.relation,
+        action: row.action,
+        rows: row.rows,
+        held: row.held,
+        objects: row.objects,
+        object_versions: row.object_versions,
+    });
+    (
+        keeping.iter().filter_map(|row| kept(&row.relation, row.rows)).collect(),
+        changed.collect(),
+    )
 }
 
 /// The same of a request of which nothing was done yet.

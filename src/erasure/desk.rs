@@ -119,7 +119,7 @@ pub async fn reject(
         let plan = plan::decide(rule, reach::read(transaction, rule).await?)?;
         let word = requests.rejected.as_ref().unwrap_or(&requests.failed);
         if let Some(table) = RequestTable::new(&plan, rule) {
-            intake::write_status(transaction, &table, source, word, true)
+            intake::write_status(transaction, &table, &[source], word, true)
                 .await
                 .map_err(failed)?;
         }

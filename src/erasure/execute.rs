@@ -1,8 +1,11 @@
 //! Whoever works on requests, and what may go wrong with them.
 
+use std::collections::BTreeSet;
+
 use jiff::tz::TimeZone;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::plan::ErasurePlan;
 use super::proof::{Proof, ProofError};
@@ -133,13 +136,24 @@ impl Worker<'_> {
 
     /// Begins a transaction that holds the fence and the request's lease.
     pub async fn begin_on(&mut self, request: &Request) -> Result<Transaction<'_, Postgres>, Trouble> {
+        let (transaction, kept) = self.begin_on_all(&[request.id.0]).await?;
+        if kept.is_empty() {
+            Err(Trouble::Lost)
+        } else {
+            Ok(transaction)
+        }
+    }
+
+    /// Begins a transaction that holds the fence and the leases of those of some requests that no other
+    /// worker has; these are in the answer.
+    pub async fn begin_on_all(&mut self, ids: &[Uuid]) -> Result<(Transaction<'_, Postgres>, BTreeSet<Uuid>), Trouble> {
         let (fence, name) = (self.fence, self.name.clone());
         let mut transaction = self.begin().await.map_err(Trouble::Run)?;
         fence.hold(&mut transaction).await?;
-        let kept = erasures::keep_lease(&mut transaction, request.id, &name)
+        let kept = erasures::keep_leases(&mut transaction, ids, &name)
             .await
-            .map_err(|error| Trouble::of("keep the request", &error))?;
-        if kept { Ok(transaction) } else { Err(Trouble::Lost) }
+            .map_err(|error| Trouble::of("keep the requests", &error))?;
+        Ok((transaction, kept))
     }
 }
 

@@ -132,6 +132,7 @@ impl HostProof {
     pub(crate) fn keep(&self, name: &str, document: &impl Serialize) -> Result<Signed, MemoryError> {
         let signed = self.sign(name, document)?;
         write(&self.certificates(), name, signed.text())?;
+        file::sync_directory(&self.certificates())?;
         Ok(signed)
     }
 
@@ -192,8 +193,14 @@ impl HostProof {
                 Ok(json!({ "sha256": signed.digest(), "document": signed.text() }))
             })
         });
-        // At the same time: the filesystem makes many files durable for the price of a few.
-        futures::future::try_join_all(documents).await
+        // At the same time: the filesystem makes many files durable for the price of a few, and their names
+        // for that of one.
+        let certified = futures::future::try_join_all(documents).await?;
+        let dir = self.certificates();
+        if !certified.is_empty() {
+            blocking(move || Ok(file::sync_directory(&dir)?)).await?;
+        }
+        Ok(certified)
     }
 
     async fn recall(&self) -> Result<Recall, MemoryError> {
@@ -202,7 +209,8 @@ impl HostProof {
     }
 }
 
-/// Keeps a signed document under a name, in the place of an earlier one. Blocks.
+/// Keeps a signed document under a name, in the place of an earlier one; the name is durable when the
+/// directory was synced. Blocks.
 fn write(dir: &Path, name: &str, text: &str) -> Result<(), MemoryError> {
     let path = dir.join(name);
     std::fs::create_dir_all(dir).map_err(|error| MemoryError::io("create the directory", dir, &error))?;
@@ -213,7 +221,7 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<(), MemoryError> {
         }
         _ => {}
     }
-    file::write_new(dir, &path, file::MODE, text.as_bytes())?;
+    file::write_unlisted(dir, &path, file::MODE, text.as_bytes())?;
     Ok(())
 }
 
@@ -337,7 +345,12 @@ impl Proof for HostProof {
                 let (sealed, request, search) = (self.sealed.clone(), *request, (*search).clone());
                 blocking(move || sealed.split(request, &search).map(Some))
             });
-            Ok(futures::future::try_join_all(halves).await?)
+            let shares = futures::future::try_join_all(halves).await?;
+            let sealed = self.sealed.clone();
+            if !shares.is_empty() {
+                blocking(move || sealed.settle()).await?;
+            }
+            Ok(shares)
         }
         .boxed()
     }

@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::deadline;
 use super::execute::Worker;
+use super::plan::ErasurePlan;
 use super::proof::Subject;
 use super::request::{RequestId, RequestState, SubjectKey};
 use super::statement::Statements;
@@ -142,18 +143,17 @@ async fn receive(
     let failed = |error: DatabaseError| JobError::database(format!("keep the requests in {}", table.display()), &error);
     let (fence, recorder) = (worker.fence, worker.recorder);
     let (plan, rule, job, database, zone) = (worker.plan, worker.rule, worker.job, worker.database, worker.zone);
-    let proof = worker.proof;
+    let (proof, source) = (worker.proof, table.display());
     let root = plan.root().map(|root| root.relation.display()).unwrap_or_default();
     let mut transaction = worker.begin().await?;
     fence
         .hold(&mut transaction)
         .await
         .map_err(|error| failed(error.into()))?;
-    let mut records: Vec<Value> = Vec::new();
-    for row in asked {
-        let key = canonical(&mut transaction, plan, row.subject.as_deref())
-            .await
-            .map_err(failed)?;
+    let subjects: Vec<Option<&str>> = asked.iter().map(|row| row.subject.as_deref()).collect();
+    let keys = canonical_all(&mut transaction, plan, &subjects).await.map_err(failed)?;
+    let mut people = Vec::with_capacity(asked.len());
+    for (row, key) in asked.iter().zip(keys) {
         let (key, problem) = match key {
             Ok(key) => (key, None),
             Err(problem) => (SubjectKey::new(row.subject.clone().unwrap_or_default()), Some(problem)),
@@ -164,50 +164,38 @@ async fn receive(
             key: &key,
         };
         let stand_in = proof.token(&subject).map_err(super::execute::unproven)?;
-        let due_at = deadline::due(row.received_at, zone);
-        let new = NewRequest {
+        people.push((row, key, stand_in, problem));
+    }
+    let new: Vec<NewRequest<'_>> = (people.iter())
+        .map(|(row, key, stand_in, _)| NewRequest {
             id: RequestId::new(),
             job,
             source_id: Some(&row.id),
-            requested_by: &table.display(),
-            subject: &key,
-            token: &stand_in,
+            requested_by: &source,
+            subject: key,
+            token: stand_in,
             state: if row.known {
                 RequestState::Received
             } else {
                 RequestState::AwaitingIdentity
             },
             received_at: row.received_at,
-            due_at,
-        };
-        if !erasures::insert(&mut transaction, &new).await.map_err(failed)? {
+            due_at: deadline::due(row.received_at, zone),
+        })
+        .collect();
+    let kept = erasures::insert_all(&mut transaction, &new).await.map_err(failed)?;
+    let mut records: Vec<Value> = Vec::new();
+    for (new, (row, _, _, problem)) in new.iter().zip(&people) {
+        if !kept.contains(&new.id.0) {
             continue;
         }
         taken.received += 1;
         records.push(json!({
-            "request": new.id, "subject": stand_in, "received_at": row.received_at, "due_at": due_at, "state": new.state,
+            "request": new.id, "subject": new.token, "received_at": new.received_at, "due_at": new.due_at, "state": new.state,
         }));
-        if let (Some(problem), Some(requests)) = (problem, &rule.requests) {
+        if let (Some(problem), Some(requests)) = (*problem, &rule.requests) {
             taken.failed += 1;
-            let end = End {
-                state: RequestState::Failed,
-                reason: Some(problem),
-                residue: None,
-                certificate: None,
-                certificate_sha256: None,
-                rescan_share: None,
-            };
-            erasures::close(&mut transaction, new.id, &end).await.map_err(failed)?;
-            let written = write_status(&mut transaction, table, &row.id, &requests.failed, true)
-                .await
-                .map_err(failed)?;
-            if !written {
-                // It would come again and again.
-                return Err(JobError::permanent(
-                    format!("answer a request in {}", table.display()),
-                    "its status was not changed, by a trigger perhaps",
-                ));
-            }
+            refuse(&mut transaction, table, new.id, &row.id, problem, &requests.failed).await?;
         }
     }
     if !records.is_empty() {
@@ -218,18 +206,86 @@ async fn receive(
     transaction.commit().await.map_err(|error| failed(error.into()))
 }
 
+/// Answers a request that makes no sense.
+async fn refuse(
+    transaction: &mut PgConnection,
+    table: &RequestTable<'_>,
+    id: RequestId,
+    row: &str,
+    problem: &str,
+    word: &str,
+) -> Result<(), JobError> {
+    let operation = || format!("answer a request in {}", table.display());
+    let failed = |error: DatabaseError| JobError::database(operation(), &error);
+    let end = End {
+        state: RequestState::Failed,
+        reason: Some(problem),
+        residue: None,
+        certificate: None,
+        certificate_sha256: None,
+        rescan_share: None,
+    };
+    erasures::close(transaction, id, &end).await.map_err(failed)?;
+    if write_status(transaction, table, &[row], word, true)
+        .await
+        .map_err(failed)?
+    {
+        return Ok(());
+    }
+    // It would come again and again.
+    Err(JobError::permanent(
+        operation(),
+        "its status was not changed, by a trigger perhaps",
+    ))
+}
+
+/// The keys of subjects as the server writes them, or why each cannot be one.
+async fn canonical_all(
+    transaction: &mut PgConnection,
+    plan: &ErasurePlan,
+    texts: &[Option<&str>],
+) -> Result<Vec<Result<SubjectKey, &'static str>>, DatabaseError> {
+    let possible: Option<Vec<&str>> = texts.iter().map(|text| plausible(*text).ok()).collect();
+    if let (Some(possible), Some(sql)) = (possible, Statements::new(plan).canonical_keys()) {
+        let mut savepoint = transaction.begin().await?;
+        let read: Result<Vec<String>, sqlx::Error> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .persistent(false)
+            .bind(possible)
+            .fetch_one(&mut *savepoint)
+            .await;
+        if let Ok(keys) = read {
+            savepoint.commit().await?;
+            return Ok(keys.into_iter().map(|key| Ok(SubjectKey::new(key))).collect());
+        }
+        // Which of them it is, each tells by itself.
+        savepoint.rollback().await?;
+    }
+    let mut keys = Vec::with_capacity(texts.len());
+    for text in texts {
+        keys.push(canonical(transaction, plan, *text).await?);
+    }
+    Ok(keys)
+}
+
+/// A text that may be a key at all.
+fn plausible(text: Option<&str>) -> Result<&str, &'static str> {
+    match text.filter(|text| !text.is_empty()) {
+        None => Err("the request names no subject"),
+        Some(text) if text.contains('\0') => Err("the subject's key holds a NUL character"),
+        Some(text) => Ok(text),
+    }
+}
+
 /// The subject's key as the server writes it, or why it cannot be one.
 pub async fn canonical(
     transaction: &mut PgConnection,
-    plan: &super::plan::ErasurePlan,
+    plan: &ErasurePlan,
     text: Option<&str>,
 ) -> Result<Result<SubjectKey, &'static str>, DatabaseError> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else {
-        return Ok(Err("the request names no subject"));
+    let text = match plausible(text) {
+        Ok(text) => text,
+        Err(problem) => return Ok(Err(problem)),
     };
-    if text.contains('\0') {
-        return Ok(Err("the subject's key holds a NUL character"));
-    }
     let Some(sql) = Statements::new(plan).canonical_key() else {
         return Ok(Err("the subject's table has no such key"));
     };
@@ -261,17 +317,18 @@ pub async fn canonical(
     }
 }
 
-/// Answers the application; `false` when there is no such row, which may be gone with the subject.
+/// Answers the application in rows of its own; `false` when there is none of them, which may be gone
+/// with the subject.
 pub(super) async fn write_status(
     transaction: &mut PgConnection,
     table: &RequestTable<'_>,
-    id: &str,
+    ids: &[&str],
     word: &str,
     finished: bool,
 ) -> Result<bool, DatabaseError> {
     let done = sqlx::query(AssertSqlSafe(table.write_status(finished)))
         .persistent(false)
-        .bind(id)
+        .bind(ids)
         .bind(word)
         .execute(transaction)
         .await?;

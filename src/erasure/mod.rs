@@ -13,6 +13,7 @@
 //! | `statement` | the one place where statements on user tables are built |
 //! | `intake` | the application's requests become the ledger's |
 //! | `run` | all that waits: taken, resolved, announced, stepped, searched, closed |
+//! | `group` | the same for several requests in few exchanges |
 //! | `attempt`, `scope`, `steps`, `close` | the parts of that for one request |
 //! | `single` | one person at once, in a database that was restored |
 //! | `deadline` | one calendar month, warned of, extended once |
@@ -24,8 +25,17 @@
 //! the request stands in the audit log and in the ledger on the host, so that a restore from an older
 //! backup knows of it. The steps of a request with few rows are one transaction, those of one with many
 //! are one each; it holds the leader's fence, the request's lease and the legal holds, does their work
-//! and writes their rows, and a step that is done is not done again. What waits for the disk (the
-//! announcement, the certificate, the end) is done for some requests at a time.
+//! and writes their rows, and a step that is done is not done again.
+//!
+//! # Many requests
+//!
+//! Requests are worked on in groups. A group is resolved, announced, stepped and closed in few exchanges
+//! with the server and few waits for the disk (`group`): a script on the server does what each request by
+//! itself would do, one after the other, in one transaction that is cut by rows and by time, each request
+//! in a subtransaction of its own. So a step, its row in the ledger and the request's state are together
+//! there or not, as before, two people who share a row come out as they would one after the other, and
+//! what a group does not bring to its end (many rows, a legal hold, rows that come late, an error) is
+//! done by itself, with its own stated result.
 
 pub mod afterwards;
 mod attempt;
@@ -37,6 +47,7 @@ pub mod desk;
 mod drift;
 pub mod entry;
 pub mod execute;
+mod group;
 pub mod host;
 pub mod init;
 pub mod intake;

@@ -146,7 +146,7 @@ pub(super) async fn remove(
             Trouble::Run(super::execute::unproven(error))
         }
     })?;
-    erasures::clear(transaction, request.id, OBJECTS)
+    erasures::clear(transaction, &[request.id.0], OBJECTS)
         .await
         .map_err(|error| Trouble::of(operation, &error))?;
     Ok(removed)

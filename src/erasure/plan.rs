@@ -115,6 +115,29 @@ impl ErasurePlan {
         self.stages.iter().flatten()
     }
 
+    /// The columns that rows in reach are referred to by, each with its node, from the subject outwards.
+    #[must_use]
+    pub fn sources(&self) -> Vec<(usize, &[String])> {
+        let mut sources: Vec<(usize, &[String])> = Vec::new();
+        for link in &self.reach.links {
+            let source = (link.parent, link.keys.as_slice());
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        sources.sort_by_key(|(parent, _)| self.reach.nodes.get(*parent).map(|node| node.depth));
+        sources
+    }
+
+    /// Whether all links lead away from the subject. Then each source is complete when those nearer to
+    /// the subject are; else what they collect must be walked until nothing new is found.
+    #[must_use]
+    pub fn is_straight(&self) -> bool {
+        let depth = |place: usize| self.reach.nodes.get(place).map_or(0, |node| node.depth);
+        let outwards = |link: &Link| !link.follow || depth(link.child) > depth(link.parent);
+        self.reach.links.iter().all(outwards)
+    }
+
     /// Whether a mask replaces the subject's identifiers in texts.
     #[must_use]
     pub fn replaces_texts(&self) -> bool {

@@ -13,14 +13,15 @@ use super::prepare::Prepared;
 use super::proof::Proof;
 use super::request::RequestState;
 use super::tally::{Tally, report, warn};
-use super::{drift, intake, scope};
+use super::{drift, group, intake, scope};
 use crate::job::{JobContext, JobError, JobReport};
 use crate::ledger::erasures::{self, Request};
 use crate::postgres::catalog::access::{self, Need};
 use crate::postgres::sqlstate::DatabaseError;
 
-/// How many requests are announced, and closed, together: each of these waits for the disk once.
-const GROUP: usize = 32;
+/// How many requests are resolved, announced, stepped and closed together. Each that is stepped holds a
+/// subtransaction, and the server keeps no more than 64 of a session at hand.
+const GROUP: usize = 64;
 
 /// Works on all that waits.
 ///
@@ -131,7 +132,14 @@ async fn erase(
             break;
         }
         for round in rounds(group) {
-            for request in announced(worker, round, tally).await? {
+            let ready = announced(worker, round, tally).await?;
+            let done = group::step(worker, &ready).await;
+            tally.rows += done.values().sum::<u64>();
+            for request in ready {
+                if done.contains_key(&request.id.0) {
+                    stepped.push(request);
+                    continue;
+                }
                 if worker.stop.is_cancelled() {
                     break;
                 }
@@ -172,12 +180,13 @@ fn rounds(group: Vec<Request>) -> Vec<Vec<Request>> {
 /// Collects what finds the subjects of some requests, then makes it durable that they are about to be
 /// erased. Answers with those whose steps may begin.
 async fn announced(worker: &mut Worker<'_>, group: Vec<Request>, tally: &mut Tally) -> Result<Vec<Request>, JobError> {
+    let known = group::resolve(worker, &group).await;
     let mut ready = Vec::with_capacity(group.len());
     for mut request in group {
-        let resolved = if request.resolved {
-            Ok(request.found.unwrap_or_default())
-        } else {
-            scope::resolve(worker, &request).await
+        let resolved = match known.get(&request.id.0) {
+            Some(found) => Ok(*found),
+            None if request.resolved => Ok(request.found.unwrap_or_default()),
+            None => scope::resolve(worker, &request).await,
         };
         match resolved {
             Ok(found) => {
@@ -199,15 +208,11 @@ pub(super) async fn finish(worker: &mut Worker<'_>, stepped: Vec<Request>, tally
     }
     // The steps are on the disk before anything says that they are done.
     settled(close::verifying(worker, &stepped).await)?;
-    let mut searches = Vec::with_capacity(stepped.len());
-    for request in &stepped {
-        let plan = worker.plan;
-        let found = scope::search(worker.session.connection(), plan, request).await;
-        match found {
-            Ok(search) => searches.push(search),
-            Err(trouble) => return settled(Err(trouble)),
-        }
-    }
+    let plan = worker.plan;
+    let searches = match scope::searches(worker.session.connection(), plan, &stepped).await {
+        Ok(searches) => searches,
+        Err(trouble) => return settled(Err(trouble)),
+    };
     let residues = worker
         .proof
         .scan(worker.session.connection(), &searches)

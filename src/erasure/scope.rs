@@ -1,14 +1,14 @@
 //! What finds a subject's rows, collected before the first of them goes, in one transaction.
 
-use std::collections::BTreeSet;
-
 use rustix::rand::{GetRandomFlags, getrandom};
 use sqlx::{AssertSqlSafe, PgConnection};
+use uuid::Uuid;
 
 use super::execute::{Trouble, Worker};
 use super::intake::write_status;
 use super::plan::ErasurePlan;
 use super::proof::Search;
+use super::reach::Node;
 use super::request::Identifiers;
 use super::statement::requests::RequestTable;
 use super::statement::{Statements, identifier_source, source};
@@ -31,10 +31,7 @@ pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Resul
     let Some(root) = plan.root() else {
         return Err(Trouble::Permanent("the plan has no subject".to_owned()));
     };
-    let sources = [
-        source(root, std::slice::from_ref(&plan.key)),
-        identifier_source(root, &plan.key),
-    ];
+    let sources = own_sources(plan, root);
     let mut transaction = worker.begin_on(request).await?;
     let failed = |error| Trouble::of("collect what finds the subject", &error);
     // Nothing is lost with it but work that is done again: the steps wait for the disk, too.
@@ -66,18 +63,18 @@ pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Resul
         }
     }
     if plan.replaces_texts() {
-        put_pattern(&mut transaction, request).await?;
+        put_patterns(&mut transaction, &[request.id.0]).await?;
     }
     let pads = mask_pads().map_err(Trouble::Run)?;
     erasures::resolved(&mut transaction, request.id, found, &pads)
         .await
         .map_err(failed)?;
-    if let (Some(table), Some(id), Some(word)) = (
-        RequestTable::new(plan, rule),
-        &request.source_id,
-        rule.requests.as_ref().and_then(|requests| requests.processing.as_ref()),
-    ) {
-        write_status(&mut transaction, &table, id, word, false)
+    let word = rule
+        .requests
+        .as_ref()
+        .and_then(|requests| requests.processing.as_deref());
+    if let (Some(table), Some(id), Some(word)) = (RequestTable::new(plan, rule), request.source_id.as_deref(), word) {
+        write_status(&mut transaction, &table, &[id], word, false)
             .await
             .map_err(failed)?;
     }
@@ -88,19 +85,30 @@ pub(super) async fn resolve(worker: &mut Worker<'_>, request: &Request) -> Resul
     Ok(found)
 }
 
-/// What a mask that replaces the subject's identifiers in texts looks for.
-async fn put_pattern(transaction: &mut PgConnection, request: &Request) -> Result<(), Trouble> {
+/// What a mask that replaces the identifiers of subjects in texts looks for.
+pub(super) async fn put_patterns(transaction: &mut PgConnection, ids: &[Uuid]) -> Result<(), Trouble> {
     let failed = |error| Trouble::of("collect what finds the subject", &error);
-    let identifiers = erasures::identifiers(transaction, request.id).await.map_err(failed)?;
-    erasures::clear(transaction, request.id, "pattern")
-        .await
-        .map_err(failed)?;
-    let Some(pattern) = pattern(&identifiers) else {
-        return Ok(());
-    };
-    erasures::put(transaction, request.id, &["pattern"], &[&pattern])
+    let identifiers = erasures::identifiers(transaction, ids).await.map_err(failed)?;
+    erasures::clear(transaction, ids, PATTERN).await.map_err(failed)?;
+    let patterns = identifiers.iter().map(pattern);
+    let patterns: Vec<(Uuid, String)> = (ids.iter().zip(patterns))
+        .filter_map(|(id, pattern)| Some((*id, pattern?)))
+        .collect();
+    let (ids, patterns): (Vec<Uuid>, Vec<&str>) = patterns.iter().map(|(id, text)| (*id, text.as_str())).unzip();
+    erasures::put_all(transaction, &ids, &vec![PATTERN; patterns.len()], &patterns)
         .await
         .map_err(failed)
+}
+
+/// The source of the pattern in a request's scope.
+const PATTERN: &str = "pattern";
+
+/// Where the subject's own key stands in a scope: as what rows refer to, and as an identifier.
+pub(super) fn own_sources(plan: &ErasurePlan, root: &Node) -> [String; 2] {
+    [
+        source(root, std::slice::from_ref(&plan.key)),
+        identifier_source(root, &plan.key),
+    ]
 }
 
 async fn run(transaction: &mut PgConnection, sql: String, request: &Request) -> Result<u64, Trouble> {
@@ -116,19 +124,7 @@ async fn run(transaction: &mut PgConnection, sql: String, request: &Request) -> 
 /// refer to each other in a circle are walked until nothing new is found.
 async fn collect(transaction: &mut PgConnection, plan: &ErasurePlan, request: &Request) -> Result<(), Trouble> {
     let statements = Statements::new(plan);
-    let mut sources: Vec<(usize, &[String])> = Vec::new();
-    let mut seen = BTreeSet::new();
-    for link in &plan.reach.links {
-        if seen.insert((link.parent, link.keys.clone())) {
-            sources.push((link.parent, &link.keys));
-        }
-    }
-    sources.sort_by_key(|(parent, _)| plan.reach.nodes.get(*parent).map(|node| node.depth));
-    // Breadth first, a source is complete when those nearer to the subject are, but for links that
-    // lead sidewards or back.
-    let depth = |place: usize| plan.reach.nodes.get(place).map_or(0, |node| node.depth);
-    let outwards = |link: &super::reach::Link| !link.follow || depth(link.child) > depth(link.parent);
-    let straight = plan.reach.links.iter().all(outwards);
+    let (sources, straight) = (plan.sources(), plan.is_straight());
     for _ in 0..MOST_ROUNDS {
         let mut new = 0;
         for (parent, keys) in &sources {
@@ -170,7 +166,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// The two pads of HMAC-SHA256 under a key that is drawn now and kept nowhere else.
-fn mask_pads() -> Result<[u8; 128], JobError> {
+pub(super) fn mask_pads() -> Result<[u8; 128], JobError> {
     let mut key = [0_u8; 64];
     let failed = |cause: String| JobError::permanent("draw a key for the masks", cause);
     let drawn = getrandom(&mut key, GetRandomFlags::empty()).map_err(|error| failed(error.to_string()))?;
@@ -185,19 +181,22 @@ fn mask_pads() -> Result<[u8; 128], JobError> {
     Ok(pads)
 }
 
-/// What a scan looks for.
-pub(super) async fn search(
+/// What a scan looks for of each request.
+pub(super) async fn searches(
     connection: &mut PgConnection,
     plan: &ErasurePlan,
-    request: &Request,
-) -> Result<Search, Trouble> {
-    let identifiers = erasures::identifiers(connection, request.id)
+    requests: &[Request],
+) -> Result<Vec<Search>, Trouble> {
+    let ids: Vec<Uuid> = requests.iter().map(|request| request.id.0).collect();
+    let identifiers = erasures::identifiers(connection, &ids)
         .await
         .map_err(|error| Trouble::of("read what finds the subject", &error))?;
-    Ok(Search {
-        scope: plan.scan_scope(),
+    let scope = plan.scan_scope();
+    let search = |identifiers| Search {
+        scope: scope.clone(),
         identifiers,
-    })
+    };
+    Ok(identifiers.into_iter().map(search).collect())
 }
 
 #[cfg(test)]

@@ -40,7 +40,8 @@ impl Sealed {
         Self(ledger.join("rescan"))
     }
 
-    /// Splits a search. The answer is the half for the database. Blocks.
+    /// Splits a search. The answer is the half for the database; the other is durable after
+    /// [`Sealed::settle`]. Blocks.
     pub fn split(&self, request: RequestId, search: &Search) -> Result<Vec<u8>, MemoryError> {
         let path = self.path(request);
         let payload = Payload {
@@ -67,8 +68,13 @@ impl Sealed {
             .map_err(|error| MemoryError::io("create the directory", &self.0, &error))?;
         // An earlier attempt may have left its half.
         self.destroy(request)?;
-        file::write_new(&self.0, &path, 0o600, &combine(&bytes, &pad))?;
+        file::write_unlisted(&self.0, &path, 0o600, &combine(&bytes, &pad))?;
         Ok(pad)
+    }
+
+    /// Makes the halves durable that were split before, with one wait for the device. Blocks.
+    pub fn settle(&self) -> Result<(), MemoryError> {
+        Ok(file::sync_directory(&self.0)?)
     }
 
     /// Joins the halves; `None` when ours is not on this host. Blocks.

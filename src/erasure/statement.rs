@@ -1,6 +1,7 @@
 //! The one place where statements on user tables are built. Names come from the catalog and are
-//! quoted; the only parameter is the request, `$1`: what finds a subject's rows is read from the
-//! request's scope, so no value of a person ever stands in a statement or its parameters.
+//! quoted; the only parameter is the request, `$1`, or in a script its variable: what finds a subject's
+//! rows is read from the request's scope, so no value of a person ever stands in a statement or its
+//! parameters.
 
 mod apply;
 mod collect;
@@ -9,10 +10,11 @@ mod masking;
 pub(super) mod requests;
 mod restraint;
 mod scope;
+pub(super) mod script;
 
 use self::masking::unmasked;
 pub(super) use self::restraint::Restraint;
-use self::scope::values;
+use self::scope::Scope;
 pub(super) use self::scope::{identifier_source, source};
 use super::plan::{ErasurePlan, Step, Work};
 use super::reach::Node;
@@ -22,12 +24,16 @@ use crate::postgres::quote::identifier;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Statements<'a> {
     plan: &'a ErasurePlan,
+    scope: Scope,
 }
 
 impl<'a> Statements<'a> {
     /// The statements of a plan.
     pub(super) fn new(plan: &'a ErasurePlan) -> Self {
-        Self { plan }
+        Self {
+            plan,
+            scope: Scope("$1"),
+        }
     }
 
     fn node(self, place: usize) -> Option<&'a Node> {
@@ -66,9 +72,18 @@ impl<'a> Statements<'a> {
         Some(format!("SELECT ($1::text::{})::text", column.type_name))
     }
 
+    /// The same for an array of them, in its order.
+    pub(super) fn canonical_keys(self) -> Option<String> {
+        let column = self.node(0)?.column(&self.plan.key)?;
+        Some(format!(
+            "SELECT ARRAY(SELECT t.key::{}::text FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS t (key, place) ORDER BY t.place)",
+            column.type_name
+        ))
+    }
+
     fn is_root(self, root: &Node) -> Option<String> {
         let column = root.column(&self.plan.key)?;
-        let values = values(
+        let values = self.scope.values(
             &source(root, std::slice::from_ref(&self.plan.key)),
             1,
             &column.type_name,
@@ -107,7 +122,7 @@ impl<'a> Statements<'a> {
             Work::Mask(set) => {
                 let open: Vec<String> = set
                     .iter()
-                    .filter_map(|(column, mask)| unmasked(node, column, mask))
+                    .filter_map(|(column, mask)| unmasked(self.scope, node, column, mask))
                     .collect();
                 format!("{} AND ({})", self.owned(step.node), open.join(" OR "))
             }

@@ -18,14 +18,14 @@ use crate::postgres::catalog::leaves;
 /// How many rows of a table one transaction deletes or changes at most.
 const BATCH: u64 = 5000;
 
-/// How many rows all the steps of a request may be about to share one transaction.
-const AT_ONCE: u64 = 5000;
+/// How many rows all the steps of one or several requests may be about to share one transaction.
+pub(super) const AT_ONCE: u64 = 5000;
 
 /// How many rows are counted at most.
 const COUNT_LIMIT: u64 = 1_000_000;
 
 /// How long one statement of a step may take.
-const STATEMENT_TIME: Duration = Duration::from_mins(10);
+pub(super) const STATEMENT_TIME: Duration = Duration::from_mins(10);
 
 /// What became of a request's steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub(super) async fn all(worker: &mut Worker<'_>, request: &Request, may_share: b
 }
 
 /// How many rows steps have deleted or changed so far.
-pub(super) fn changed(rows: &[StepRow]) -> u64 {
+fn changed(rows: &[StepRow]) -> u64 {
     let changing = rows.iter().filter(|row| row.action != "keep");
     changing.fold(0, |sum, row| sum.saturating_add(row.rows))
 }
@@ -283,10 +283,10 @@ async fn kept_children<'a>(
     if links.is_empty() {
         return Ok((links, Vec::new()));
     }
-    let holds = erasures::holds_on(transaction, request.id)
+    let holds = erasures::holds_on(transaction, &[request.id.0])
         .await
         .map_err(|error| Trouble::of("read the steps", &error))?;
-    Ok((links, holds))
+    Ok((links, holds.into_values().flatten().collect()))
 }
 
 /// One step; where it is about many rows, most of them go in batches before. Answers with the holds

@@ -6,16 +6,19 @@ mod lease;
 mod scope;
 mod steps;
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use jiff_sqlx::Timestamp as SqlTimestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
+use uuid::Uuid;
 
 pub use self::decisions::{Outlook, approved_plan, extend, identified, outlook, take_unbegun, warned};
-pub use self::ending::{End, close, duplicate_of, residue};
-pub use self::lease::{begin_now, claim, keep_lease, ready, reopen, started, verifying, wait, worker};
-pub use self::scope::{clear, identifiers, put, resolved};
-pub use self::steps::{StepRow, holds_on, record_steps, steps};
+pub use self::ending::{End, close, close_all, duplicates, residue};
+pub use self::lease::{begin_now, claim, keep_leases, ready, reopen, started, verifying, wait, worker};
+pub use self::scope::{clear, identifiers, keep_mask_keys, known, put, put_all, resolved, resolved_in};
+pub use self::steps::{StepRow, changed, holds_on, record_steps, steps, steps_done_in, steps_of};
 use crate::erasure::{RequestId, RequestState, SubjectKey, SubjectToken};
 use crate::postgres::sqlstate::DatabaseError;
 
@@ -128,25 +131,42 @@ pub async fn exist(connection: &mut PgConnection) -> Result<bool, DatabaseError>
 
 /// Keeps a request; `false` when the application's row has an open one.
 pub async fn insert(transaction: &mut PgConnection, new: &NewRequest<'_>) -> Result<bool, DatabaseError> {
-    let done = sqlx::query(
+    Ok(!insert_all(transaction, std::slice::from_ref(new)).await?.is_empty())
+}
+
+/// Keeps requests of one job and one source; answers with those whose row of the application has no open
+/// one.
+pub async fn insert_all(
+    transaction: &mut PgConnection,
+    new: &[NewRequest<'_>],
+) -> Result<BTreeSet<Uuid>, DatabaseError> {
+    let Some(first) = new.first() else {
+        return Ok(BTreeSet::new());
+    };
+    let kept: Vec<Uuid> = sqlx::query_scalar(
         "INSERT INTO pgreeve.erasure_request
              (request_id, job, source, source_id, requested_by, subject_key, subject_token, token_key, state, received_at, due_at)
-         VALUES ($1, $2, CASE WHEN $3::text IS NULL THEN 'operator' ELSE 'table' END, $3, $4, $5, $6, $7, $8, $9, $10)
-         ON CONFLICT (job, source_id) WHERE finished_at IS NULL DO NOTHING",
+         SELECT n.id, $2, CASE WHEN n.source_id IS NULL THEN 'operator' ELSE 'table' END, n.source_id, $3, n.subject, n.token,
+                n.token_key, n.state, n.received_at, n.due_at
+         FROM ROWS FROM (pg_catalog.unnest($1::uuid[]), pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]),
+                         pg_catalog.unnest($6::text[]), pg_catalog.unnest($7::text[]), pg_catalog.unnest($8::text[]),
+                         pg_catalog.unnest($9::timestamptz[]), pg_catalog.unnest($10::timestamptz[]))
+             AS n (id, source_id, subject, token, token_key, state, received_at, due_at)
+         ON CONFLICT (job, source_id) WHERE finished_at IS NULL DO NOTHING RETURNING request_id",
     )
-    .bind(new.id.0)
-    .bind(new.job)
-    .bind(new.source_id)
-    .bind(new.requested_by)
-    .bind(new.subject.expose())
-    .bind(&new.token.token)
-    .bind(&new.token.key_id)
-    .bind(new.state.as_str())
-    .bind(SqlTimestamp::from(new.received_at))
-    .bind(SqlTimestamp::from(new.due_at))
-    .execute(transaction)
+    .bind(new.iter().map(|new| new.id.0).collect::<Vec<_>>())
+    .bind(first.job)
+    .bind(first.requested_by)
+    .bind(new.iter().map(|new| new.source_id).collect::<Vec<_>>())
+    .bind(new.iter().map(|new| new.subject.expose()).collect::<Vec<_>>())
+    .bind(new.iter().map(|new| new.token.token.as_str()).collect::<Vec<_>>())
+    .bind(new.iter().map(|new| new.token.key_id.as_str()).collect::<Vec<_>>())
+    .bind(new.iter().map(|new| new.state.as_str()).collect::<Vec<_>>())
+    .bind(new.iter().map(|new| SqlTimestamp::from(new.received_at)).collect::<Vec<_>>())
+    .bind(new.iter().map(|new| SqlTimestamp::from(new.due_at)).collect::<Vec<_>>())
+    .fetch_all(transaction)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(kept.into_iter().collect())
 }
 
 /// The requests of a job, or of all, those that are open first.
@@ -165,12 +185,17 @@ pub async fn list(connection: &mut PgConnection, job: Option<&str>, limit: i64) 
 
 /// One request.
 pub async fn find(connection: &mut PgConnection, id: RequestId) -> Result<Option<Request>, DatabaseError> {
-    let sql = format!("SELECT {COLUMNS} FROM pgreeve.erasure_request WHERE request_id = $1");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(id.0)
-        .fetch_optional(connection)
+    Ok(find_all(connection, &[id.0]).await?.pop())
+}
+
+/// Several requests, in no order.
+pub async fn find_all(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Request>, DatabaseError> {
+    let sql = format!("SELECT {COLUMNS} FROM pgreeve.erasure_request WHERE request_id = ANY ($1)");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(ids)
+        .fetch_all(connection)
         .await?;
-    Ok(row.as_ref().map(from_row).transpose()?)
+    Ok(rows.iter().map(from_row).collect::<Result<_, _>>()?)
 }
 
 /// The open requests of a job, the most urgent first.

@@ -3,6 +3,7 @@
 mod crashes;
 mod deadlines;
 mod examples;
+mod groups;
 mod holds;
 mod masks;
 mod plans;

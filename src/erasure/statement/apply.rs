@@ -39,7 +39,7 @@ impl Statements<'_> {
                 let set = Self::taken_out(self.plan.reach.links.get(*link)?, node, columns);
                 format!("{name} AS (UPDATE {table} SET {set} WHERE {due} RETURNING 1)")
             }
-            Work::Mask(set) => masked(node, set, &table, due, name),
+            Work::Mask(set) => masked(self.scope, node, set, &table, due, name),
         })
     }
 
@@ -50,7 +50,8 @@ impl Statements<'_> {
         }
         format!(
             ", noted AS (INSERT INTO pgreeve.erasure_scope (request_id, source, value)
-                 SELECT DISTINCT $1::uuid, {}, ARRAY[key] FROM done WHERE key IS NOT NULL)",
+                 SELECT DISTINCT {}::uuid, {}, ARRAY[key] FROM done WHERE key IS NOT NULL)",
+            self.scope.0,
             literal(OBJECTS)
         )
     }
@@ -62,8 +63,9 @@ impl Statements<'_> {
             return None;
         }
         Some(format!(
-            "SELECT s.value[1] FROM pgreeve.erasure_scope s WHERE s.request_id = $1 AND s.source = {}
+            "SELECT s.value[1] FROM pgreeve.erasure_scope s WHERE s.request_id = {} AND s.source = {}
                AND NOT EXISTS (SELECT FROM {} WHERE {}.{} = s.value[1]) ORDER BY 1",
+            self.scope.0,
             literal(OBJECTS),
             Self::from(node),
             alias(node),

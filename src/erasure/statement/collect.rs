@@ -1,6 +1,6 @@
 //! What finds the rows of a subject goes into the scope.
 
-use super::scope::{identifier_source, scope, source};
+use super::scope::{identifier_source, source};
 use super::{Statements, alias};
 use crate::postgres::quote::{identifier, literal};
 
@@ -17,14 +17,15 @@ impl Statements<'_> {
         let source = source(node, keys);
         Some(format!(
             "INSERT INTO pgreeve.erasure_scope (request_id, source, value)
-             SELECT DISTINCT $1::uuid, {name}, ARRAY[{texts}] FROM {from} WHERE {owned} AND {present}
+             SELECT DISTINCT {request}::uuid, {name}, ARRAY[{texts}] FROM {from} WHERE {owned} AND {present}
              EXCEPT SELECT v.request_id, v.source, v.value FROM {scope}",
             name = literal(&source),
             texts = texts.join(", "),
             from = Self::from(node),
             owned = self.owned(place),
             present = present.join(" AND "),
-            scope = scope(&source),
+            request = self.scope.0,
+            scope = self.scope.of(&source),
         ))
     }
 
@@ -35,12 +36,13 @@ impl Statements<'_> {
         let source = identifier_source(node, column);
         Some(format!(
             "INSERT INTO pgreeve.erasure_scope (request_id, source, value)
-             SELECT DISTINCT $1::uuid, {name}, ARRAY[{value}] FROM {from} WHERE {owned} AND {value} <> ''
+             SELECT DISTINCT {request}::uuid, {name}, ARRAY[{value}] FROM {from} WHERE {owned} AND {value} <> ''
              EXCEPT SELECT v.request_id, v.source, v.value FROM {scope}",
             name = literal(&source),
             from = Self::from(node),
             owned = self.owned(place),
-            scope = scope(&source),
+            request = self.scope.0,
+            scope = self.scope.of(&source),
         ))
     }
 }

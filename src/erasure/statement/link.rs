@@ -2,7 +2,7 @@
 
 use super::Statements;
 use super::alias;
-use super::scope::{array, scope, source, values};
+use super::scope::{Scope, source};
 use crate::erasure::reach::{Link, LinkKind, Node};
 use crate::erasure::rule::{Edge, PathStep};
 use crate::postgres::quote::{identifier, literal};
@@ -29,7 +29,7 @@ impl Statements<'_> {
                 let pairs = pairs?;
                 let first = pairs
                     .first()
-                    .map(|(column, value)| format!("{column} = ANY ({})", array(&source, value)))?;
+                    .map(|(column, value)| format!("{column} = ANY ({})", self.scope.array(&source, value)))?;
                 if pairs.len() == 1 {
                     return Some(first);
                 }
@@ -38,10 +38,10 @@ impl Statements<'_> {
                     "({first} AND ({}) IN (SELECT {} FROM {}))",
                     columns.join(", "),
                     values.join(", "),
-                    scope(&source)
+                    self.scope.of(&source)
                 ))
             }
-            LinkKind::Soft(edge) => soft(edge, child, parent, &source, alias),
+            LinkKind::Soft(edge) => soft(self.scope, edge, child, parent, &source, alias),
         }
     }
 
@@ -61,11 +61,11 @@ impl Statements<'_> {
     }
 }
 
-fn soft(edge: &Edge, child: &Node, parent: &Node, source: &str, alias: &str) -> Option<String> {
+fn soft(scope: Scope, edge: &Edge, child: &Node, parent: &Node, source: &str, alias: &str) -> Option<String> {
     let column = child.column(&edge.column)?;
     let key = parent.column(&edge.key)?;
     let name = format!("{alias}.{}", identifier(&edge.column));
-    let texts = values(source, 1, "text");
+    let texts = scope.values(source, 1, "text");
     if edge.has_each() && !column.base_type.ends_with("[]") {
         let path: String = edge.path.iter().fold("$".to_owned(), |path, step| match step {
             PathStep::Each => path + "[*]",
@@ -87,7 +87,7 @@ fn soft(edge: &Edge, child: &Node, parent: &Node, source: &str, alias: &str) -> 
     if let Some(element) = column.base_type.strip_suffix("[]") {
         let same = element == key.base_type || is_text(element);
         return Some(if same {
-            format!("{name} && {}", values(source, 1, element))
+            format!("{name} && {}", scope.values(source, 1, element))
         } else {
             format!("{name}::text[] && {texts}")
         });
@@ -95,9 +95,9 @@ fn soft(edge: &Edge, child: &Node, parent: &Node, source: &str, alias: &str) -> 
     let integers = |base: &str| INTEGERS.contains(&base);
     Some(
         if column.base_type == key.base_type || (integers(&column.base_type) && integers(&key.base_type)) {
-            format!("{name} = ANY ({})", values(source, 1, &key.type_name))
+            format!("{name} = ANY ({})", scope.values(source, 1, &key.type_name))
         } else if is_text(&column.base_type) {
-            format!("{name} = ANY ({})", values(source, 1, &column.type_name))
+            format!("{name} = ANY ({})", scope.values(source, 1, &column.type_name))
         } else {
             format!("{name}::text = ANY ({texts})")
         },

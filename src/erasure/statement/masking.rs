@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::scope::{IDENTIFIERS, PADS, PATTERN, token_source, values};
+use super::scope::{Scope, token_source};
 use super::{Statements, alias};
 use crate::erasure::mask::Mask;
 use crate::erasure::reach::Node;
@@ -24,16 +24,22 @@ impl Statements<'_> {
         Some(format!(
             "UPDATE {table} SET {name} = {} WHERE ({alias}.tableoid, {alias}.ctid) IN (
                  SELECT {alias}.tableoid, {alias}.ctid FROM {table} WHERE {condition} LIMIT 2)",
-            expression(node, column, mask)?
+            expression(self.scope, node, column, mask)?
         ))
     }
 }
 
 /// An UPDATE that masks, and remembers the tokens it made, by which a masked row is known.
-pub(super) fn masked(node: &Node, set: &[(String, Mask)], table: &str, due: &str, name: &str) -> String {
+pub(super) fn masked(scope: Scope, node: &Node, set: &[(String, Mask)], table: &str, due: &str, name: &str) -> String {
     let assignments: Vec<String> = set
         .iter()
-        .filter_map(|(column, mask)| Some(format!("{} = {}", identifier(column), expression(node, column, mask)?)))
+        .filter_map(|(column, mask)| {
+            Some(format!(
+                "{} = {}",
+                identifier(column),
+                expression(scope, node, column, mask)?
+            ))
+        })
         .collect();
     let tokens: Vec<&String> = set
         .iter()
@@ -53,28 +59,28 @@ pub(super) fn masked(node: &Node, set: &[(String, Mask)], table: &str, due: &str
         assignments.join(", ")
     );
     for (at, column) in tokens.iter().enumerate() {
-        let source = literal(&token_source(node, column));
+        let (request, source) = (scope.0, literal(&token_source(node, column)));
         let _ = write!(
             text,
             ", {name}_{at} AS (INSERT INTO pgreeve.erasure_scope (request_id, source, value)
-                 SELECT DISTINCT $1::uuid, {source}, ARRAY[token_{at}] FROM {name} WHERE token_{at} IS NOT NULL)"
+                 SELECT DISTINCT {request}::uuid, {source}, ARRAY[token_{at}] FROM {name} WHERE token_{at} IS NOT NULL)"
         );
     }
     text
 }
 
 /// Whether a value is not masked yet.
-pub(super) fn unmasked(node: &Node, name: &str, mask: &Mask) -> Option<String> {
+pub(super) fn unmasked(scope: Scope, node: &Node, name: &str, mask: &Mask) -> Option<String> {
     let column = node.column(name)?;
     let value = format!("{}.{}", alias(node), identifier(name));
     Some(match mask {
         Mask::Null => format!("{value} IS NOT NULL"),
         Mask::Hmac(_) | Mask::EmailToken => {
-            let known = values(&token_source(node, name), 1, "text");
+            let known = scope.values(&token_source(node, name), 1, "text");
             format!("({value} IS NOT NULL AND {value}::text <> ALL ({known}))")
         }
         _ => {
-            let masked = expression(node, name, mask)?;
+            let masked = expression(scope, node, name, mask)?;
             if column.base_type == "json" {
                 format!("({masked})::jsonb IS DISTINCT FROM {value}::jsonb")
             } else {
@@ -85,12 +91,13 @@ pub(super) fn unmasked(node: &Node, name: &str, mask: &Mask) -> Option<String> {
 }
 
 /// What takes the place of a value.
-fn expression(node: &Node, name: &str, mask: &Mask) -> Option<String> {
+fn expression(scope: Scope, node: &Node, name: &str, mask: &Mask) -> Option<String> {
     let column = node.column(name)?;
     let value = format!("{}.{}", alias(node), identifier(name));
     let of_type = &column.type_name;
+    let (pads, pattern, identifiers) = (scope.pads(), scope.pattern(), scope.identifiers());
     let token = format!(
-        "encode(sha256(substring({PADS} FROM 65) || sha256(substring({PADS} FOR 64) || convert_to({value}::text, 'UTF8'))), 'hex')"
+        "encode(sha256(substring({pads} FROM 65) || sha256(substring({pads} FOR 64) || convert_to({value}::text, 'UTF8'))), 'hex')"
     );
     let array = |names: &[String]| {
         let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
@@ -107,15 +114,15 @@ fn expression(node: &Node, name: &str, mask: &Mask) -> Option<String> {
             format!("pgreeve.erasure_json_scrub({value}::jsonb, {}, NULL)::{of_type}", array(keys))
         }
         Mask::JsonScrubOwn(keys) => {
-            format!("pgreeve.erasure_json_scrub({value}::jsonb, {}, {IDENTIFIERS})::{of_type}", array(keys))
+            format!("pgreeve.erasure_json_scrub({value}::jsonb, {}, {identifiers})::{of_type}", array(keys))
         }
         Mask::TextReplace if is_json(column) => {
-            format!("pgreeve.erasure_json_replace({value}::jsonb, {PATTERN}, {IDENTIFIERS})::{of_type}")
+            format!("pgreeve.erasure_json_replace({value}::jsonb, {pattern}, {identifiers})::{of_type}")
         }
-        Mask::TextReplace => format!("regexp_replace({value}::text, {PATTERN}, '[erased]', 'gi')::{of_type}"),
+        Mask::TextReplace => format!("regexp_replace({value}::text, {pattern}, '[erased]', 'gi')::{of_type}"),
         Mask::ArrayRemove => format!(
             "CASE WHEN {value} IS NULL THEN NULL ELSE ARRAY(SELECT e.item FROM unnest({value}) WITH ORDINALITY AS e (item, place)
-             WHERE (lower(e.item::text) = ANY (SELECT lower(i) FROM unnest({IDENTIFIERS}) AS i)) IS NOT TRUE ORDER BY e.place) END"
+             WHERE (lower(e.item::text) = ANY (SELECT lower(i) FROM unnest({identifiers}) AS i)) IS NOT TRUE ORDER BY e.place) END"
         ),
     })
 }

@@ -100,7 +100,7 @@ impl<'a> RequestTable<'a> {
         )
     }
 
-    /// Writes a status: `$1` is the request's id, `$2` the word.
+    /// Writes a status: `$1` are the requests' ids, `$2` the word.
     pub(in crate::erasure) fn write_status(&self, finished: bool) -> String {
         let mut set = format!("{} = $2::text::{}", self.status(), self.status.type_name);
         let column = self.rule.finished_at.as_deref().and_then(|name| self.node.column(name));
@@ -113,7 +113,7 @@ impl<'a> RequestTable<'a> {
             );
         }
         format!(
-            "UPDATE {} SET {set} WHERE {} = $1::text::{}",
+            "UPDATE {} SET {set} WHERE {} = ANY ($1::text[]::{}[])",
             self.node.relation.quoted(),
             identifier(&self.id.name),
             self.id.type_name,

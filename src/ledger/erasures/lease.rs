@@ -1,5 +1,7 @@
 //! Who works on a request, and when it may be worked on.
 
+use std::collections::BTreeSet;
+
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -114,18 +116,22 @@ pub async fn worker(connection: &mut PgConnection) -> Result<String, DatabaseErr
     .await?)
 }
 
-/// Locks a request for the transaction and renews its lease; `false` when another worker has it.
-pub async fn keep_lease(transaction: &mut PgConnection, id: RequestId, worker: &str) -> Result<bool, DatabaseError> {
+/// Locks requests for the transaction and renews their leases; answers with those that no other worker has.
+pub async fn keep_leases(
+    transaction: &mut PgConnection,
+    ids: &[Uuid],
+    worker: &str,
+) -> Result<BTreeSet<Uuid>, DatabaseError> {
     let sql = format!(
         "UPDATE pgreeve.erasure_request SET lease_until = pg_catalog.clock_timestamp() + interval '{LEASE}'
-         WHERE request_id = $1 AND worker = $2 AND state IN ('processing', 'verifying')"
+         WHERE request_id = ANY ($1) AND worker = $2 AND state IN ('processing', 'verifying') RETURNING request_id"
     );
-    let done = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(id.0)
+    let kept: Vec<Uuid> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .bind(ids)
         .bind(worker)
-        .execute(transaction)
+        .fetch_all(transaction)
         .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(kept.into_iter().collect())
 }
 
 /// The requests stand in the ledger on the host, and their steps may begin.

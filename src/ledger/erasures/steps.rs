@@ -1,9 +1,12 @@
 //! `pgreeve.erasure_step`: what was done of each request.
 
+use std::collections::BTreeMap;
+
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::erasure::RequestId;
+use crate::postgres::quote::literal;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::RunId;
 
@@ -28,32 +31,41 @@ pub struct StepRow {
     pub object_versions: u64,
 }
 
-/// The columns of a [`StepRow`], in their order.
-type StepColumns = (i32, String, String, String, i64, i64, i64, i64);
+/// A request, and the columns of a [`StepRow`], in their order.
+type StepColumns = (Uuid, i32, String, String, String, i64, i64, i64, i64);
 
 /// The steps of a request that were begun, in order.
 pub async fn steps(connection: &mut PgConnection, id: RequestId) -> Result<Vec<StepRow>, DatabaseError> {
+    let mut all = steps_of(connection, &[id.0]).await?;
+    Ok(all.remove(&id.0).unwrap_or_default())
+}
+
+/// The steps of requests that were begun, in order.
+pub async fn steps_of(
+    connection: &mut PgConnection,
+    ids: &[Uuid],
+) -> Result<BTreeMap<Uuid, Vec<StepRow>>, DatabaseError> {
     let rows: Vec<StepColumns> = sqlx::query_as(
-        "SELECT step, relation, action, state, rows, held, objects, object_versions FROM pgreeve.erasure_step WHERE request_id = $1 ORDER BY step",
+        "SELECT request_id, step, relation, action, state, rows, held, objects, object_versions FROM pgreeve.erasure_step
+         WHERE request_id = ANY ($1) ORDER BY request_id, step",
     )
-    .bind(id.0)
+    .bind(ids)
     .fetch_all(connection)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(
-            |(step, relation, action, state, rows, held, objects, versions)| StepRow {
-                step,
-                relation,
-                action,
-                state,
-                rows: rows.unsigned_abs(),
-                held: held.unsigned_abs(),
-                objects: objects.unsigned_abs(),
-                object_versions: versions.unsigned_abs(),
-            },
-        )
-        .collect())
+    let mut found: BTreeMap<Uuid, Vec<StepRow>> = BTreeMap::new();
+    for (id, step, relation, action, state, rows, held, objects, versions) in rows {
+        found.entry(id).or_default().push(StepRow {
+            step,
+            relation,
+            action,
+            state,
+            rows: rows.unsigned_abs(),
+            held: held.unsigned_abs(),
+            objects: objects.unsigned_abs(),
+            object_versions: versions.unsigned_abs(),
+        });
+    }
+    Ok(found)
 }
 
 /// Adds what steps did to their rows, in the steps' own transaction. A step that counts (`keep`)
@@ -100,12 +112,49 @@ pub async fn record_steps(
     Ok(())
 }
 
-/// The holds that keep rows of a request.
-pub async fn holds_on(connection: &mut PgConnection, id: RequestId) -> Result<Vec<Uuid>, DatabaseError> {
-    Ok(sqlx::query_scalar(
-        "SELECT DISTINCT unnest(holds) FROM pgreeve.erasure_step WHERE request_id = $1 AND state = 'held' ORDER BY 1",
+/// The statement of a script that writes the rows of all steps of the request that an expression names:
+/// the number, table and action of each, and an array of how many rows each was about.
+#[must_use]
+pub fn steps_done_in(request: &str, run: RunId, steps: &[(i32, String, &str)], rows: &str) -> String {
+    let new: Vec<String> = (steps.iter().enumerate())
+        .map(|(at, (step, relation, action))| {
+            let (relation, action) = (literal(relation), literal(action));
+            format!(
+                "({request}, {step}, {relation}, {action}, 'done', ({rows})[{}], '{run}')",
+                at + 1
+            )
+        })
+        .collect();
+    format!(
+        "INSERT INTO pgreeve.erasure_step (request_id, step, relation, action, state, rows, run_id) VALUES {}",
+        new.join(", ")
     )
-    .bind(id.0)
+}
+
+/// How many rows the steps of requests have deleted or changed, of those of which a step is done.
+pub async fn changed(connection: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, DatabaseError> {
+    let rows: Vec<(Uuid, i64)> = sqlx::query_as(
+        "SELECT request_id, coalesce(sum(rows) FILTER (WHERE action <> 'keep'), 0)::int8
+         FROM pgreeve.erasure_step WHERE request_id = ANY ($1) GROUP BY request_id",
+    )
+    .bind(ids)
     .fetch_all(connection)
-    .await?)
+    .await?;
+    Ok(rows.into_iter().map(|(id, rows)| (id, rows.unsigned_abs())).collect())
+}
+
+/// The holds that keep rows of requests, each once, of those of which some are kept.
+pub async fn holds_on(connection: &mut PgConnection, ids: &[Uuid]) -> Result<BTreeMap<Uuid, Vec<Uuid>>, DatabaseError> {
+    let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        "SELECT DISTINCT s.request_id, h.id FROM pgreeve.erasure_step s, pg_catalog.unnest(s.holds) AS h (id)
+         WHERE s.request_id = ANY ($1) AND s.state = 'held' ORDER BY 1, 2",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    let mut found: BTreeMap<Uuid, Vec<Uuid>> = BTreeMap::new();
+    for (id, hold) in rows {
+        found.entry(id).or_default().push(hold);
+    }
+    Ok(found)
 }

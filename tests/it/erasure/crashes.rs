@@ -19,26 +19,60 @@ async fn host(database: &Database) -> Host {
 
 async fn steps(database: &Database) -> String {
     database
-        .value("SELECT string_agg(step || ' ' || action || ' ' || relation || ' ' || rows || ' ' || state, ', ' ORDER BY step) FROM pgreeve.erasure_step")
+        .value(
+            "SELECT string_agg(concat_ws(' ', source_id, step, action, relation, rows, s.state), ', ' ORDER BY source_id, step)
+             FROM pgreeve.erasure_step s JOIN pgreeve.erasure_request USING (request_id)",
+        )
         .await
+}
+
+/// How many people ask at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asking {
+    /// Jane.
+    One,
+    /// Jane and John, who refers to her.
+    Two,
+}
+
+async fn asked(asking: Asking) -> Database {
+    let database = shop().await;
+    if asking == Asking::Two {
+        database
+            .execute("INSERT INTO requests (id, who) VALUES (20, '2')")
+            .await;
+    }
+    database
+}
+
+/// Nobody who asked is there, and all were answered.
+async fn assert_over(database: &Database, asking: Asking) {
+    let left = if asking == Asking::One { 2 } else { 1 };
+    assert_eq!(count(database, "users").await, left);
+    assert_eq!(count(database, "requests WHERE status <> 'done'").await, 0);
 }
 
 #[tokio::test]
 async fn killed_at_each_step_and_started_again_it_counts_as_if_undisturbed() {
-    kill_at_each_step(false).await;
+    kill_at_each_step(Asking::One, false).await;
+}
+
+#[tokio::test]
+async fn a_group_killed_at_each_step_and_started_again_counts_as_if_undisturbed() {
+    kill_at_each_step(Asking::Two, false).await;
 }
 
 #[tokio::test]
 async fn steps_with_a_transaction_each_are_not_done_again_after_a_kill() {
-    kill_at_each_step(true).await;
+    kill_at_each_step(Asking::One, true).await;
 }
 
 /// A hold that stands, though it keeps none of Jane's rows, gives each step a transaction of its own.
-async fn kill_at_each_step(apart: bool) {
-    let undisturbed = shop().await;
+async fn kill_at_each_step(asking: Asking, apart: bool) {
+    let undisturbed = asked(asking).await;
     host(&undisturbed).await.run(&["run", "erase"]).expect_code(0);
 
-    let database = shop().await;
+    let database = asked(asking).await;
     if apart {
         place(&database, "users", "id = 3").await;
     }
@@ -48,8 +82,9 @@ async fn kill_at_each_step(apart: bool) {
     // Every step that changes rows waits for the test, in the order of the plan.
     let mut reader = undisturbed.connect().await;
     let waits: Vec<(String, String)> = sqlx::query_as(
-        "SELECT relation, CASE action WHEN 'delete' THEN 'DELETE' ELSE 'UPDATE' END FROM pgreeve.erasure_step
-         WHERE action <> 'keep' AND rows > 0 ORDER BY step",
+        "SELECT relation, CASE action WHEN 'delete' THEN 'DELETE' ELSE 'UPDATE' END
+         FROM pgreeve.erasure_step JOIN pgreeve.erasure_request USING (request_id)
+         WHERE action <> 'keep' AND rows > 0 AND source_id = '10' ORDER BY step",
     )
     .fetch_all(&mut reader)
     .await
@@ -93,14 +128,8 @@ async fn kill_at_each_step(apart: bool) {
     assert_eq!(killed, 7, "each step was reached");
     host.run(&["run", "erase"]).expect_code(0);
     assert_eq!(steps(&database).await, steps(&undisturbed).await);
-    assert_eq!(count(&database, "users WHERE id = 1").await, 0);
-    assert_eq!(database.value::<String>("SELECT status FROM requests").await, "done");
-    assert_eq!(
-        database
-            .value::<i32>("SELECT attempt FROM pgreeve.erasure_request")
-            .await,
-        7
-    );
+    assert_over(&database, asking).await;
+    assert_eq!(count(&database, "pgreeve.erasure_request WHERE attempt <> 7").await, 0);
     host.run(&["audit", "verify"]).expect_code(0);
 }
 
@@ -136,11 +165,20 @@ const BOUNDARIES: [(&str, &str); 8] = [
 
 #[tokio::test]
 async fn killed_between_any_two_records_and_started_again_its_certificate_counts_as_if_undisturbed() {
-    let undisturbed = shop().await;
+    kill_at_each_boundary(Asking::One).await;
+}
+
+#[tokio::test]
+async fn a_group_killed_between_any_two_records_has_the_certificates_of_an_undisturbed_one() {
+    kill_at_each_boundary(Asking::Two).await;
+}
+
+async fn kill_at_each_boundary(asking: Asking) {
+    let undisturbed = asked(asking).await;
     let first = host(&undisturbed).await;
     first.run(&["run", "erase"]).expect_code(0);
 
-    let database = shop().await;
+    let database = asked(asking).await;
     let mut gates = String::from(
         "CREATE TABLE bystanders (name text); INSERT INTO bystanders VALUES ('Bob');
          CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared(TG_ARGV[0]::bigint); RETURN NULL; END $$;",
@@ -171,27 +209,32 @@ async fn killed_between_any_two_records_and_started_again_its_certificate_counts
     host.run(&["run", "erase"]).expect_code(0);
     assert_eq!(steps(&database).await, steps(&undisturbed).await);
     assert_eq!(
-        certificate(&host, &database).await,
-        certificate(&first, &undisturbed).await
+        certificates(&host, &database).await,
+        certificates(&first, &undisturbed).await
     );
-    assert_eq!(count(&database, "users WHERE id = 1").await, 0);
-    assert_eq!(database.value::<String>("SELECT status FROM requests").await, "done");
+    assert_over(&database, asking).await;
     host.run(&["audit", "verify"]).expect_code(0);
 }
 
-/// What a certificate counts.
-async fn certificate(host: &Host, database: &Database) -> serde_json::Value {
-    let request: String = database
-        .value("SELECT request_id::text FROM pgreeve.erasure_request")
-        .await;
-    let signed = host
-        .run(&["erasure", "certificate", &request, "--format", "json"])
-        .expect_code(0);
-    let erasure = &signed.json()["erasure"];
-    let places = &erasure["residue"]["places"];
-    serde_json::json!({
-        "state": erasure["state"], "found": erasure["found"], "steps": erasure["steps"], "kept": erasure["kept"], "residue": places,
-    })
+/// What each certificate counts.
+async fn certificates(host: &Host, database: &Database) -> Vec<serde_json::Value> {
+    let mut connection = database.connect().await;
+    let requests: Vec<String> =
+        sqlx::query_scalar("SELECT request_id::text FROM pgreeve.erasure_request ORDER BY source_id")
+            .fetch_all(&mut connection)
+            .await
+            .unwrap();
+    let certificate = |request: &String| {
+        let signed = host
+            .run(&["erasure", "certificate", request, "--format", "json"])
+            .expect_code(0);
+        let erasure = &signed.json()["erasure"];
+        let places = &erasure["residue"]["places"];
+        serde_json::json!({
+            "state": erasure["state"], "found": erasure["found"], "steps": erasure["steps"], "kept": erasure["kept"], "residue": places,
+        })
+    };
+    requests.iter().map(certificate).collect()
 }
 
 fn begun(host: &Host) -> Child {

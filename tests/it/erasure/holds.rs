@@ -11,7 +11,7 @@ use crate::retention::holds::place;
 use crate::support::Database;
 use crate::support::context::{Setup, context, run};
 
-async fn release(database: &Database, hold: uuid::Uuid) {
+pub(super) async fn release(database: &Database, hold: uuid::Uuid) {
     let mut connection = database.connect().await;
     let mut transaction = connection.begin().await.unwrap();
     assert!(holds::release(&mut transaction, hold, "over", "a test").await.unwrap());

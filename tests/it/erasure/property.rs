@@ -9,7 +9,9 @@ use proptest::test_runner::{Config, TestRunner};
 
 use pgreeve::backup::program::Programs;
 
+use super::holds::release;
 use super::{ask, erase};
+use crate::retention::holds::place;
 use crate::support::{Database, cluster};
 
 const SUBJECTS: i32 = 4;
@@ -73,12 +75,35 @@ fn tables() -> impl Strategy<Value = Vec<Table>> {
     })
 }
 
+/// A schema, and who asks.
+#[derive(Debug, Clone)]
+struct Case {
+    tables: Vec<Table>,
+    /// Whether rows that two people share are masked, and not deleted.
+    pairs_masked: bool,
+    /// Who asks at once, each once.
+    asking: Vec<i32>,
+    /// Whose own row a hold keeps at first, by place.
+    held: Option<prop::sample::Index>,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let asking = prop::sample::subsequence((0..SUBJECTS).collect::<Vec<_>>(), 1..=3);
+    let held = prop::option::weighted(0.3, any::<prop::sample::Index>());
+    (tables(), any::<bool>(), asking, held).prop_map(|(tables, pairs_masked, asking, held)| Case {
+        tables,
+        pairs_masked,
+        asking,
+        held,
+    })
+}
+
 /// The statements that make the schema and fill it, and the settings that erase.
 #[expect(
     clippy::too_many_lines,
     reason = "the schema, its rows and its settings are made side by side"
 )]
-fn written(schema: &str, tables: &[Table]) -> (String, String) {
+fn written(schema: &str, tables: &[Table], pairs_masked: bool) -> (String, String) {
     let mut sql = format!("CREATE SCHEMA {schema};");
     let mut keys = String::new();
     let mut edges = Vec::new();
@@ -177,6 +202,34 @@ fills,
         };
         writeln!(rules, "\"{name}\" = {action}").unwrap();
     }
+    write!(
+        sql,
+        "CREATE TABLE {schema}.pairs (id int PRIMARY KEY, one int, other int, marker text);"
+    )
+    .unwrap();
+    for (one, other) in (0..SUBJECTS).flat_map(|one| (one + 1..SUBJECTS).map(move |other| (one, other))) {
+        write!(
+            fills,
+            "INSERT INTO {schema}.pairs VALUES ({}, {}, {}, 'person-{one}-with person-{other}-too');",
+            one * 10 + other,
+            id(one, 0),
+            id(other, 0)
+        )
+        .unwrap();
+    }
+    for column in ["one", "other"] {
+        write!(
+            keys,
+            "ALTER TABLE {schema}.pairs ADD FOREIGN KEY ({column}) REFERENCES {schema}.t0; CREATE INDEX ON {schema}.pairs ({column});"
+        )
+        .unwrap();
+    }
+    let action = if pairs_masked {
+        "{ action = \"mask\", set = { marker = \"hmac(16)\" } }"
+    } else {
+        "{ action = \"delete\" }"
+    };
+    writeln!(rules, "\"{schema}.pairs\" = {action}").unwrap();
     let edges: Vec<String> = edges.iter().map(|edge| format!("{edge:?}")).collect();
     let settings = format!(
         "subject = {{ table = \"{schema}.t0\", key = \"id\", identifiers = [\"marker\"] }}\nedges = [{}]\n[jobs.erase.erasure.tables]\n{rules}",
@@ -189,14 +242,15 @@ fn id(subject: i32, row: i32) -> i32 {
     1000 + subject * 100 + row
 }
 
-/// Every row of every table as text, without the columns that may be emptied because what they
-/// refer to is gone; those beside.
+/// Every row of every table as text, the pairs last, without the columns that may be emptied because what
+/// they refer to is gone; those beside.
 async fn dump(database: &Database, schema: &str, tables: &[Table]) -> BTreeMap<(usize, i32), (String, Option<i32>)> {
     let mut rows = BTreeMap::new();
     let mut connection = database.connect().await;
-    for place in 0..tables.len() {
+    let names = (0..tables.len()).map(|place| format!("t{place}"));
+    for (place, name) in names.chain(["pairs".to_owned()]).enumerate() {
         let found: Vec<(i32, String, Option<i32>)> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-            "SELECT id, (to_jsonb(t) - 'self_id' - 'self_part')::text, self_id FROM {schema}.t{place} t"
+            "SELECT id, (to_jsonb(t) - 'self_id' - 'self_part')::text, (to_jsonb(t) ->> 'self_id')::int FROM {schema}.{name} t"
         )))
         .fetch_all(&mut connection)
         .await
@@ -210,9 +264,9 @@ async fn dump(database: &Database, schema: &str, tables: &[Table]) -> BTreeMap<(
     rows
 }
 
-/// Lines of a dump of the whole database, the ledger with it, that tell the person: an identifying text
-/// anywhere, or the number of one of their rows where no row is kept.
-async fn found_in_a_dump(database: &Database, schema: &str, tables: &[Table], subject: i32) -> Vec<String> {
+/// Lines of a dump of the whole database, the ledger with it, that tell one of the people: an identifying
+/// text anywhere, or the number of one of their rows where no row is kept.
+async fn found_in_a_dump(database: &Database, schema: &str, tables: &[Table], subjects: &[i32]) -> Vec<String> {
     let url = cluster().await.url_as("postgres", &database.name);
     let dump = Programs::find().unwrap().pg_dump;
     let dumped = std::process::Command::new(dump)
@@ -221,8 +275,9 @@ async fn found_in_a_dump(database: &Database, schema: &str, tables: &[Table], su
         .unwrap();
     assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
     let text = String::from_utf8(dumped.stdout).unwrap();
-    let person = format!("person-{subject}-");
-    let ids: Vec<String> = (0..ROWS).map(|row| id(subject, row).to_string()).collect();
+    let people: Vec<String> = subjects.iter().map(|subject| format!("person-{subject}-")).collect();
+    let rows_of = |subject: &i32| (0..ROWS).map(|row| id(*subject, row).to_string()).collect::<Vec<_>>();
+    let ids: Vec<String> = subjects.iter().flat_map(rows_of).collect();
     let is_number_of = |word: &str| ids.iter().any(|id| id == word);
     let mut deleted_from = false;
     let mut found = Vec::new();
@@ -236,7 +291,7 @@ async fn found_in_a_dump(database: &Database, schema: &str, tables: &[Table], su
         } else if deleted_from {
             rows += 1;
         }
-        let tells = line.contains(&person)
+        let tells = people.iter().any(|person| line.contains(person))
             || deleted_from && line.split(|c: char| !c.is_ascii_alphanumeric()).any(is_number_of);
         if tells {
             found.push(line.to_owned());
@@ -246,47 +301,84 @@ async fn found_in_a_dump(database: &Database, schema: &str, tables: &[Table], su
     found
 }
 
-async fn holds_for(database: &Database, tables: &[Table]) {
+async fn holds_for(database: &Database, case: &Case) {
     static CASE: AtomicU32 = AtomicU32::new(0);
     let schema = format!("c{}", CASE.fetch_add(1, Ordering::Relaxed));
-    let (sql, settings) = written(&schema, tables);
+    let tables = &case.tables;
+    let (sql, settings) = written(&schema, tables, case.pairs_masked);
     database.execute(&sql).await;
     let before = dump(database, &schema, tables).await;
-    let subject = 1;
-    ask(database, &settings, &id(subject, 0).to_string()).await;
+    for subject in &case.asking {
+        ask(database, &settings, &id(*subject, 0).to_string()).await;
+    }
+    if let Some(held) = case.held {
+        all_but_what_a_hold_keeps(database, &schema, case, *held.get(&case.asking), &settings, &before).await;
+    }
     let report = erase(database, &settings)
         .await
         .0
         .unwrap_or_else(|error| panic!("{error:?}\n{settings}"));
-    assert_eq!(report.body["completed"], 1, "{report:?}\n{settings}");
+    let left = if case.held.is_some() { 1 } else { case.asking.len() };
+    assert_eq!(report.body["completed"], left, "{report:?}\n{settings}");
     let after = dump(database, &schema, tables).await;
-    let own = |id: i32| (id - 1000) / 100 == subject;
+    let asked = |subject: i32| case.asking.contains(&subject);
+    let own = |id: i32| asked((id - 1000) / 100);
     for (key @ (place, id), (text, itself)) in &before {
         let now = after.get(key);
-        if own(*id) {
-            assert_eq!(
-                now.is_some(),
-                tables[*place].masked,
-                "{key:?} of the person\n{settings}"
-            );
+        let (gone, masked) = match tables.get(*place) {
+            Some(table) => (own(*id), table.masked),
+            None => (asked(id / 10) || asked(id % 10), case.pairs_masked),
+        };
+        if gone {
+            assert_eq!(now.is_some(), masked, "{key:?} of the person\n{settings}");
             continue;
         }
         let (now, now_itself) = now.unwrap_or_else(|| panic!("{key:?} of somebody else is gone\n{settings}"));
         assert_eq!(now, text, "{key:?} of somebody else has changed\n{settings}");
-        let gone = itself.is_some_and(|to| own(to) && !tables[*place].masked);
+        let gone = itself.is_some_and(|to| own(to) && !masked);
         assert_eq!(*now_itself, itself.filter(|_| !gone), "{key:?}\n{settings}");
     }
-    let found = found_in_a_dump(database, &schema, tables, subject).await;
+    let found = found_in_a_dump(database, &schema, tables, &case.asking).await;
     assert!(found.is_empty(), "{found:#?}\n{settings}");
     database
         .execute(&format!(
-            "DROP SCHEMA {schema} CASCADE; DELETE FROM pgreeve.erasure_request; DELETE FROM pgreeve.policy"
+            "DROP SCHEMA {schema} CASCADE; DELETE FROM pgreeve.erasure_request; DELETE FROM pgreeve.policy; DELETE FROM pgreeve.hold"
         ))
         .await;
 }
 
+/// Runs while a hold keeps one person's own row: the others are done, and that row is as it was. Then
+/// releases the hold.
+async fn all_but_what_a_hold_keeps(
+    database: &Database,
+    schema: &str,
+    case: &Case,
+    held: i32,
+    settings: &str,
+    before: &BTreeMap<(usize, i32), (String, Option<i32>)>,
+) {
+    let row = id(held, 0);
+    let standing = place(database, &format!("{schema}.t0"), &format!("id = {row}")).await;
+    let report = erase(database, settings)
+        .await
+        .0
+        .unwrap_or_else(|error| panic!("{error:?}\n{settings}"));
+    assert_eq!(
+        (&report.body["completed"], &report.body["on_hold"]),
+        (&(case.asking.len() - 1).into(), &1.into()),
+        "{report:?}\n{settings}"
+    );
+    let now = dump(database, schema, &case.tables).await;
+    assert_eq!(
+        now.get(&(0, row)),
+        before.get(&(0, row)),
+        "what the hold keeps\n{settings}"
+    );
+    release(database, standing).await;
+}
+
 #[test]
-fn nothing_is_left_of_the_person_and_nobody_else_has_changed() {
+fn nothing_is_left_of_those_who_asked_and_nobody_else_has_changed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let database = runtime.block_on(async {
         let database = Database::create().await;
@@ -300,9 +392,9 @@ fn nothing_is_left_of_the_person_and_nobody_else_has_changed() {
         ..Config::default()
     });
     runner
-        .run(&tables(), |tables| {
+        .run(&cases(), |case| {
             let held = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                runtime.block_on(holds_for(&database, &tables));
+                runtime.block_on(holds_for(&database, &case));
             }));
             held.map_err(|panic| {
                 let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
