@@ -14,7 +14,7 @@ mod object;
 mod run;
 mod scope;
 
-pub use self::keep::{Kept, prune};
+pub use self::keep::{Kept, dated, prune};
 pub use self::manifest::{Exported, ExportedObject, Manifest, NAME};
 pub use self::run::{Setup, export, sweep};
 pub use self::scope::{Scope, ScopedTable, resolve};

@@ -114,6 +114,7 @@ pub(crate) async fn pgreeve(ground: &Ground, people: Vec<i64>) -> Ran {
             state_dir: state.path().to_path_buf(),
             instance: "bench".to_owned(),
             backups: Vec::new(),
+            exports: Vec::new(),
             recipients: std::collections::BTreeMap::default(),
             stores: std::collections::BTreeMap::default(),
             archive_keeps: std::collections::BTreeMap::default(),

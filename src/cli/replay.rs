@@ -256,7 +256,7 @@ pub(super) async fn keys(config: &Config, destroy: bool, as_json: bool) -> Resul
     let proof = open_proof(config, first).await?;
     let mut holdings = Vec::new();
     for job in &jobs {
-        holdings.push(copies::list(&daemon::proof::of(config, job).backups).await);
+        holdings.push(copies::list(&daemon::proof::of(config, job).backups, &[]).await);
     }
     let year = Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).year();
     let needed = |id: &KeyId| -> Option<&'static str> {

@@ -73,6 +73,9 @@ pub struct Certificate {
 pub struct Copies {
     /// Backups whose snapshot is older than the end of the erasure.
     pub backups: Vec<HoldingBackup>,
+    /// Exports from before the end of the erasure with rows of the tables in reach, whoever's they are.
+    #[serde(default)]
+    pub exports: Vec<HoldingExport>,
     /// Archives of rows that retention has deleted from the tables in reach.
     pub archives: Vec<HoldingArchive>,
     /// When the last of them is gone if the jobs go on as configured; `None` when that cannot be told,
@@ -93,6 +96,23 @@ pub struct HoldingBackup {
     pub store: String,
     /// When its snapshot was taken.
     pub snapshot_at: Timestamp,
+    /// When `keep` removes it; `None` when nothing does.
+    pub gone_by: Option<Timestamp>,
+}
+
+/// An export that may hold the subject.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldingExport {
+    /// Its identity.
+    pub id: String,
+    /// The job that made it.
+    pub job: String,
+    /// The store that it lies in.
+    pub store: String,
+    /// When its rows were read.
+    pub as_of: Timestamp,
+    /// The tables that it has rows of.
+    pub tables: Vec<String>,
     /// When `keep` removes it; `None` when nothing does.
     pub gone_by: Option<Timestamp>,
 }

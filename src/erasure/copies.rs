@@ -1,4 +1,4 @@
-//! The copies that outlive an erasure: backups and archives in stores, and when they are gone. And
+//! The copies that outlive an erasure: backups, exports and archives in stores, and when they are gone. And
 //! the copies of the ledger that lie beside them.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,8 @@ use sqlx::PgConnection;
 use tokio::io::AsyncReadExt;
 use tokio_util::bytes::Bytes;
 
-use super::certificate::{Copies, HoldingArchive, HoldingBackup};
+use super::certificate::{Copies, HoldingArchive, HoldingBackup, HoldingExport};
+use super::exports;
 use super::host::blocking;
 use super::memory::{FILE, Memory, MemoryError};
 use super::proof::Account;
@@ -37,9 +38,9 @@ pub type OpenStore = Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<dyn Store>, S
 /// The prefix of all copies of ledgers in a store.
 const PREFIX: &str = "erasures";
 
-/// A job that makes backups of a database.
+/// A job that makes backups or exports of a database.
 #[derive(Clone)]
-pub struct BackupSource {
+pub struct Source {
     /// The job.
     pub job: String,
     /// The database's name in the configuration.
@@ -54,26 +55,36 @@ pub struct BackupSource {
     pub zone: TimeZone,
 }
 
-impl fmt::Debug for BackupSource {
+impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BackupSource")
+        f.debug_struct("Source")
             .field("job", &self.job)
             .field("store", &self.store)
             .finish_non_exhaustive()
     }
 }
 
-/// All backups that were found.
+/// All backups and exports that were found.
 #[derive(Debug, Clone, Default)]
 pub struct Holdings {
     backups: Vec<HoldingBackup>,
+    exports: Vec<HoldingExport>,
     unknown: Vec<String>,
 }
 
-/// Lists all backups and when they are gone. A store that does not answer is part of the answer.
-pub async fn list(sources: &[BackupSource]) -> Holdings {
+/// Lists all backups and exports and when they are gone. A store that does not answer is part of the
+/// answer.
+pub async fn list(backups: &[Source], exports: &[Source]) -> Holdings {
     let mut holdings = Holdings::default();
-    for source in sources {
+    for source in exports {
+        match exports::list(source).await {
+            Ok(exports) => holdings.exports.extend(exports),
+            Err(error) => holdings
+                .unknown
+                .push(format!("exports of {} in {}: {error}", source.job, source.store)),
+        }
+    }
+    for source in backups {
         match list_one(source).await {
             Ok((catalog, locks_for)) => holdings.add(source, catalog, locks_for),
             Err(error) => holdings
@@ -84,7 +95,7 @@ pub async fn list(sources: &[BackupSource]) -> Holdings {
     holdings
 }
 
-async fn list_one(source: &BackupSource) -> Result<(Catalog, Option<Duration>), StoreError> {
+async fn list_one(source: &Source) -> Result<(Catalog, Option<Duration>), StoreError> {
     let store = (source.open)().await?;
     let filter = Filter {
         database: Some(&source.database),
@@ -94,7 +105,7 @@ async fn list_one(source: &BackupSource) -> Result<(Catalog, Option<Duration>), 
 }
 
 impl Holdings {
-    fn add(&mut self, source: &BackupSource, catalog: Catalog, locks_for: Option<Duration>) {
+    fn add(&mut self, source: &Source, catalog: Catalog, locks_for: Option<Duration>) {
         let dated: Vec<Dated> = catalog
             .backups
             .iter()
@@ -139,13 +150,21 @@ impl Holdings {
             .filter(|archive| in_reach(&archive.table))
             .cloned()
             .collect();
+        let is_before = |export: &&HoldingExport| account.finished_at.is_none_or(|end| export.as_of < end);
+        let exports = self.exports.iter().filter(is_before);
+        let exports: Vec<HoldingExport> = exports
+            .filter(|export| export.tables.iter().any(|table| in_reach(table)))
+            .cloned()
+            .collect();
         let ends = backups.iter().map(|backup| backup.gone_by);
+        let ends = ends.chain(exports.iter().map(|export| export.gone_by));
         let ends: Option<Vec<Timestamp>> = ends.chain(archives.iter().map(|archive| archive.gone_by)).collect();
         Copies {
             gone_by: ends
                 .filter(|_| self.unknown.is_empty())
                 .and_then(|ends| ends.into_iter().max()),
             backups,
+            exports,
             archives,
             unknown: self.unknown.clone(),
         }

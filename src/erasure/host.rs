@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 
 use super::afterwards;
 use super::certificate::{self, Certificate, Circumstances, Signed};
-use super::copies::{self, ArchiveKeeps, BackupSource, Holdings};
+use super::copies::{self, ArchiveKeeps, Holdings, Source};
 use super::entry::Begun;
 use super::memory::{Memory, MemoryError};
 use super::objects::{self, ObjectStores, Removed};
@@ -47,7 +47,9 @@ pub struct HostSettings {
     /// The daemon's instance.
     pub instance: String,
     /// Where backups of the job's database lie.
-    pub backups: Vec<BackupSource>,
+    pub backups: Vec<Source>,
+    /// Where exports of it lie.
+    pub exports: Vec<Source>,
     /// Who is told of each erasure.
     pub recipients: Recipients,
     /// How long archives of the database's rows are kept, by job.
@@ -65,7 +67,7 @@ pub struct HostProof {
     sealed: Sealed,
     /// What the scan learned of the server.
     server: Mutex<Server>,
-    /// The backups, listed once a run.
+    /// The backups and exports, listed once a run.
     holdings: OnceCell<Holdings>,
 }
 
@@ -124,7 +126,7 @@ impl HostProof {
 
     /// Where backups of the job's database lie.
     #[must_use]
-    pub fn backups(&self) -> &[BackupSource] {
+    pub fn backups(&self) -> &[Source] {
         &self.settings.backups
     }
 
@@ -170,7 +172,8 @@ impl HostProof {
         let audit = self.settings.state_dir.join("audit");
         let to = blocking(move || Ok(audit::last_record(&audit)?)).await?;
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let holdings = self.holdings.get_or_init(|| copies::list(&self.settings.backups)).await;
+        let listing = || copies::list(&self.settings.backups, &self.settings.exports);
+        let holdings = self.holdings.get_or_init(listing).await;
         let documents = accounts.iter().zip(froms).map(|(account, from)| {
             let circumstances = Circumstances {
                 issued_at: Timestamp::now(),

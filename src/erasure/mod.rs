@@ -47,6 +47,7 @@ pub mod desk;
 mod drift;
 pub mod entry;
 pub mod execute;
+mod exports;
 mod group;
 pub mod host;
 pub mod init;

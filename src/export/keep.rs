@@ -37,7 +37,7 @@ pub struct Kept<'a> {
 /// When the audit log cannot be written.
 pub async fn prune(store: &dyn Store, kept: &Kept<'_>, recorder: &dyn Recorder) -> Result<Value, RecordError> {
     let prefix = format!("{}/{}", kept.database, kept.job);
-    let exports = match list(store, &prefix).await {
+    let exports = match dated(store, &prefix).await {
         Ok(exports) => exports,
         Err(error) => return Ok(json!({ "failed": error.to_string() })),
     };
@@ -80,7 +80,10 @@ pub(super) async fn remove(store: &dyn Store, prefix: &str) -> Result<(), StoreE
 }
 
 /// The exports below a prefix, by their manifests. Keys of another pattern are nobody's business here.
-async fn list(store: &dyn Store, prefix: &str) -> Result<Vec<Dated>, StoreError> {
+///
+/// # Errors
+/// When the store cannot be listed.
+pub async fn dated(store: &dyn Store, prefix: &str) -> Result<Vec<Dated>, StoreError> {
     let locks_for = store.locks_for();
     let objects = store.list(prefix).await?;
     let ids: BTreeSet<&str> = objects

@@ -2,6 +2,9 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+
+use crate::store::{ObjectKey, Store, StoreError};
 
 /// The name of the manifest. Not that of a backup's, so that nobody takes the one for the other.
 pub const NAME: &str = "export.json";
@@ -73,6 +76,21 @@ pub struct ExportedObject {
 }
 
 impl Manifest {
+    /// Reads one of a store.
+    ///
+    /// # Errors
+    /// When the store does not give it, or it is not one.
+    pub async fn read(store: &dyn Store, key: &ObjectKey) -> Result<Self, StoreError> {
+        let damaged = |cause: String| StoreError::permanent(format!("read {key}"), cause);
+        let mut bytes = Vec::new();
+        let mut reader = store.open(key).await?;
+        reader
+            .read_to_end(&mut bytes)
+            .await
+            .map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|error| damaged(format!("it is not a manifest: {error}")))
+    }
+
     /// How many rows all tables have.
     #[must_use]
     pub fn rows(&self) -> u64 {

@@ -180,6 +180,19 @@ fn copies(certificate: &Certificate) -> Vec<(String, String)> {
         );
         lines.push(line(&format!("backup {}", backup.id), what));
     }
+    for export in &copies.exports {
+        let gone = export
+            .gone_by
+            .map_or_else(|| "no date is known".to_owned(), |at| format!("gone by {at}"));
+        let what = format!(
+            "of {} in {}, rows of {} as of {}: {gone}",
+            export.job,
+            export.store,
+            export.tables.join(", "),
+            export.as_of
+        );
+        lines.push(line(&format!("export {}", export.id), what));
+    }
     for archive in &copies.archives {
         let gone = archive
             .gone_by

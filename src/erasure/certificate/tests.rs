@@ -83,6 +83,14 @@ fn example(key: PublicKey) -> Certificate {
                 snapshot_at: at("2026-11-21T03:30:00Z"),
                 gone_by: Some(at("2027-11-30T03:30:00Z")),
             }],
+            exports: vec![HoldingExport {
+                id: "01JQZJ8W3K5V7N2M4P6R8T0XYZ".to_owned(),
+                job: "tenant-copy".to_owned(),
+                store: "offsite".to_owned(),
+                as_of: at("2026-11-20T02:00:00Z"),
+                tables: vec!["public.orders".to_owned()],
+                gone_by: Some(at("2026-12-20T02:00:00Z")),
+            }],
             archives: vec![HoldingArchive {
                 job: "purge-events".to_owned(),
                 store: "offsite".to_owned(),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{JANE, ask, assert_nothing_of_jane, files, host, request, run, shop};
+use super::{JANE, JANE_ID, ask, assert_nothing_of_jane, files, host, request, run, shop};
 use crate::support::process::Host;
 
 fn certificate(host: &Host, request: &str, more: &[&str]) -> String {
@@ -72,6 +72,68 @@ async fn a_certificate_says_what_was_done_and_names_nobody() {
         .value("SELECT string_agg(to_jsonb(r)::text, '') || (SELECT coalesce(string_agg(to_jsonb(s)::text, ''), '') FROM pgreeve.erasure_scope s) FROM pgreeve.erasure_request r")
         .await;
     assert_nothing_of_jane("the request's row", ledger.as_bytes());
+}
+
+#[tokio::test]
+async fn exports_from_before_with_rows_of_the_tables_in_reach_are_listed_with_the_day_they_go() {
+    let database = shop().await;
+    database
+        .execute("CREATE TABLE prices (user_id uuid, price int); INSERT INTO prices SELECT id, 7 FROM users")
+        .await;
+    let export = |name: &str, table: &str, schedule: &str| {
+        format!(
+            "[jobs.{name}]\nschedule = \"{schedule}\"\nexport = {{ store = \"offsite\", tables = [\"{table}\"], \
+             scope = {{ column = \"user_id\", values = [\"{JANE_ID}\"] }}, keep = {{ daily = 7, min = 2 }} }}\n"
+        )
+    };
+    let exports = [
+        export("copy-consents", "consents", "0 0 1 1 *"),
+        export("copy-orders", "orders", "0 5 * * *"),
+        export("copy-prices", "prices", "0 5 * * *"),
+    ];
+    let host = host(&database, &exports.concat()).await;
+    for job in ["copy-consents", "copy-orders", "copy-prices"] {
+        assert_eq!(run(&host, job)["outcome"], "succeeded");
+    }
+    ask(&database).await;
+    run(&host, "erase");
+    run(&host, "copy-orders");
+    let request = request(&database).await;
+    let document: Value = serde_json::from_str(&certificate(&host, &request, &["--format", "json"])).unwrap();
+    let copies = &document["copies"];
+    let exports = copies["exports"].as_array().unwrap();
+    assert_eq!(exports.len(), 2, "{copies:#}");
+    assert_eq!(
+        (&exports[1]["job"], &exports[1]["tables"]),
+        (&"copy-orders".into(), &serde_json::json!(["public.orders"]))
+    );
+    // Who exports daily removes the old one in a week; who does so once a year, nobody knows when.
+    assert!(exports[1]["gone_by"].is_string(), "{copies:#}");
+    assert!(
+        exports[0]["gone_by"].is_null() && copies["gone_by"].is_null(),
+        "{copies:#}"
+    );
+    let page = certificate(&host, &request, &["--format", "text"]);
+    assert!(
+        page.contains("of copy-orders in offsite, rows of public.orders as of"),
+        "{page}"
+    );
+
+    // What cannot be read is not passed over.
+    let manifest = files(&host.path("store"))
+        .into_iter()
+        .find(|(path, _)| path.contains("/copy-orders/") && path.ends_with("/export.json"));
+    std::fs::write(manifest.unwrap().0, "{").unwrap();
+    database
+        .execute("INSERT INTO requests (id, who) SELECT 11, id FROM users LIMIT 1")
+        .await;
+    run(&host, "erase");
+    let newest: String = database
+        .value("SELECT request_id::text FROM pgreeve.erasure_request ORDER BY received_at DESC LIMIT 1")
+        .await;
+    let document: Value = serde_json::from_str(&certificate(&host, &newest, &["--format", "json"])).unwrap();
+    let unknown = document["copies"]["unknown"].to_string();
+    assert!(unknown.contains("exports of copy-orders in offsite"), "{unknown}");
 }
 
 #[tokio::test]
