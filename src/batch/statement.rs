@@ -13,7 +13,7 @@ use super::cutoff::Cutoff;
 use crate::ledger::holds::Standing;
 use crate::postgres::catalog::Relation;
 use crate::postgres::catalog::effects::IncomingKey;
-use crate::postgres::quote::{identifier, literal};
+use crate::postgres::quote::{array, identifier, literal};
 
 /// The types an age column may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,7 +240,7 @@ impl Statements {
                 format!("{key} > '{after}'::int8 AND {key} <= '{through}'::int8 AND ")
             }
             Range::Places(places) => {
-                format!("{alias}.ctid = ANY ({}::tid[]) AND ", literal(&tid_array(places)))
+                format!("{alias}.ctid = ANY ({}::tid[]) AND ", literal(&array(places)))
             }
             Range::Blocks { from, until } => {
                 format!("{alias}.ctid >= '({from},0)'::tid AND {alias}.ctid < '({until},0)'::tid AND ")
@@ -265,12 +265,6 @@ impl Statements {
             AgeType::Date => format!("({value}::timestamp AT TIME ZONE {})", self.zone),
         }
     }
-}
-
-/// Places as PostgreSQL writes an array.
-fn tid_array(places: &[String]) -> String {
-    let places: Vec<String> = places.iter().map(|place| format!("\"{place}\"")).collect();
-    format!("{{{}}}", places.join(","))
 }
 
 /// A value of a column, as a literal of the column's type.

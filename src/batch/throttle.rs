@@ -80,6 +80,8 @@ pub(super) struct Yielding {
     held: BTreeMap<Signal, Duration>,
     /// How long the run was held, and rested, in all.
     yielded: Duration,
+    /// How much longer than asked for the last rest was: a timer counts in milliseconds, and so may a rest.
+    overslept: Duration,
     waiters: u64,
     failed: bool,
 }
@@ -94,6 +96,7 @@ impl Yielding {
             worst: Signals::new(),
             held: BTreeMap::new(),
             yielded: Duration::ZERO,
+            overslept: Duration::ZERO,
             waiters: 0,
             failed: false,
         }
@@ -204,9 +207,12 @@ impl Yielding {
             let should_take = Duration::from_secs_f64((last.footprint.wal as f64 / rate as f64).min(3600.0));
             rest = rest.max(should_take.saturating_sub(last.elapsed));
         }
+        let rest = rest.saturating_sub(std::mem::take(&mut self.overslept));
         let rest = rest.min(until.saturating_duration_since(Instant::now()));
         if !rest.is_zero() {
+            let started = Instant::now();
             self.pause(context, rest).await;
+            self.overslept = started.elapsed().saturating_sub(rest);
         }
     }
 

@@ -1,10 +1,11 @@
 //! One batch: one transaction that holds the fence, does the work and records it in the ledger.
 
+mod brief;
 mod work;
 
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use self::work::{apply, left, range};
 use super::attempt::{Attempt, Failure, Part, Patience, Slice};
@@ -14,7 +15,7 @@ use super::stride::GUESSED_TIME;
 use super::throttle::Weight;
 use crate::job::JobContext;
 use crate::ledger::admission::{self, Admitted, Request};
-use crate::ledger::batches::{self, Batch};
+use crate::ledger::batches::{self, Batch, Footprint};
 use crate::ledger::holds;
 use crate::ledger::leader::{Fence, FenceError};
 use crate::postgres::catalog::Relation;
@@ -24,13 +25,19 @@ use crate::values::RunId;
 /// How long one batch may take at most, whatever the run may: its locks are held so long.
 const BATCH_TIME: Duration = Duration::from_secs(15);
 
+const READ_COMMITTED: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+
 /// Runs one batch. Whatever fails, the transaction is rolled back before this returns; only a commit
 /// that was not answered may have happened.
 pub(super) async fn run(context: &mut JobContext, part: &Part<'_>, outside: &mut Outside) -> Result<Attempt, Failure> {
     let (fence, run) = (context.fence, context.run);
-    let mut transaction = context
-        .session
-        .connection()
+    let connection = context.session.connection();
+    if let Some(range) = brief::suits(part, outside) {
+        let settings = settings(part.slice, None);
+        let request = (&request(fence, part.slice, &settings, true), run);
+        return brief::run(connection, request, part, range).await;
+    }
+    let mut transaction = connection
         .begin_with(isolation(outside))
         .await
         .map_err(|error| Failure::Other(error.into()))?;
@@ -107,15 +114,20 @@ async fn within(
         return Err(Failure::TooMany);
     }
     let elapsed = started.elapsed();
-    let footprint = if rows > 0 {
-        let batch = place(statements, leaf, &range, rows, elapsed);
+    if rows > 0 {
         outside.record(&mut *transaction).await.map_err(Failure::Other)?;
-        let known = (admitted.wal.as_str(), part.holds);
-        batches::record_and_weigh(transaction, run, &batch, known).await
-    } else {
-        batches::footprint(transaction, &admitted.wal).await.map(Some)
-    };
-    let footprint = footprint.map_err(Failure::Other)?.ok_or(Failure::HoldsChanged)?;
+    }
+    let batch = place(statements, leaf, &range, rows, elapsed);
+    let closing = batches::closing(run, &batch, (&admitted.wal, part.holds));
+    let row = sqlx::raw_sql(AssertSqlSafe(closing)).fetch_one(transaction).await;
+    let footprint = row.and_then(|row| Footprint::read(&row)).map_err(|error| {
+        let error = DatabaseError::from(error);
+        if batches::holds_changed(&error) {
+            Failure::HoldsChanged
+        } else {
+            Failure::Other(error)
+        }
+    })?;
     Ok(Attempt::Done {
         rows,
         locked,
@@ -129,7 +141,7 @@ fn isolation(outside: &Outside) -> &'static str {
     if outside.archives() {
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE"
     } else {
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+        READ_COMMITTED
     }
 }
 
@@ -141,12 +153,29 @@ async fn admit(
     outside: &Outside,
 ) -> Result<Admitted, FenceError> {
     // What waits for a store in between is not idle for nothing.
-    let idle = (STORE_TIME * 2).as_millis().to_string();
+    let idle = outside.is_busy().then(|| (STORE_TIME * 2).as_millis().to_string());
+    let settings = settings(slice, idle.as_deref());
+    // Where the table of holds is frozen, nobody who holds its lock could go on.
+    admission::admit(transaction, &request(fence, slice, &settings, !outside.archives())).await
+}
+
+fn request<'a>(fence: Fence, slice: &Slice, settings: &'a [(&'a str, &'a str)], share_holds: bool) -> Request<'a> {
+    Request {
+        fence,
+        share_holds,
+        settings,
+        statement_timeout: if slice.is_guessed() { GUESSED_TIME } else { BATCH_TIME },
+    }
+}
+
+/// The settings of a transaction; `idle` is for how long it may be idle where something outside the
+/// database is waited for.
+fn settings<'a>(slice: &Slice, idle: Option<&'a str>) -> Vec<(&'static str, &'a str)> {
     let mut settings = vec![
         // The commits need not wait for the disk: the record that closes the run is written after them
         // and does wait, and the WAL is one sequence. Beside a store, which is not rewound with the
         // database, they do wait.
-        ("synchronous_commit", if outside.is_busy() { "on" } else { "off" }),
+        ("synchronous_commit", if idle.is_some() { "on" } else { "off" }),
         // The index was chosen from the catalog; stale statistics must not turn each batch into a read
         // of the whole table, nor its made-up cost into a compilation.
         (
@@ -160,17 +189,10 @@ async fn admit(
         // Tells the triggers of rollups that rows go, and what was counted of them stays.
         ("pgreeve.retention", "on"),
     ];
-    if outside.is_busy() {
-        settings.push(("idle_in_transaction_session_timeout", &idle));
+    if let Some(idle) = idle {
+        settings.push(("idle_in_transaction_session_timeout", idle));
     }
-    let request = Request {
-        fence,
-        // Where the table of holds is frozen, nobody who holds this lock could go on.
-        share_holds: !outside.archives(),
-        settings: &settings,
-        statement_timeout: if slice.is_guessed() { GUESSED_TIME } else { BATCH_TIME },
-    };
-    admission::admit(transaction, &request).await
+    settings
 }
 
 /// The batch as the ledger keeps it.

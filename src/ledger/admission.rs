@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::leader::{Fence, FenceError};
 use super::locks::HOLD_CLASS;
+use crate::postgres::quote::{array, literal};
 use crate::postgres::sqlstate::DatabaseError;
 
 /// What a transaction asks for.
@@ -30,37 +32,60 @@ pub struct Admitted {
     pub wal: String,
 }
 
-/// Holds the fence ([`Fence::hold`]), keeps new holds out and makes the settings, in one exchange:
-/// short transactions feel each one. The holds themselves are to be read in a statement after it.
+impl Request<'_> {
+    /// The statement, without values to bind: to be sent together with what follows it. Holds the fence
+    /// ([`Fence::hold`]), keeps new holds out and makes the settings. The holds themselves are to be
+    /// read in a statement after it. Answers with one row, for [`Admitted::read`]; fails with a code
+    /// that [`refused`] knows when the epoch is over.
+    #[must_use]
+    pub fn statement(&self) -> String {
+        let (names, values): (Vec<&str>, Vec<&str>) = self.settings.iter().copied().unzip();
+        let class = self.share_holds.then(|| HOLD_CLASS.to_string());
+        format!(
+            "SELECT wal, timeout_ms FROM pgreeve.admit('{}', {}, {}, {}::text[], {}::text[])",
+            self.fence.epoch,
+            class.as_deref().unwrap_or("NULL"),
+            self.statement_timeout.as_millis(),
+            literal(&array(&names)),
+            literal(&array(&values)),
+        )
+    }
+}
+
+impl Admitted {
+    /// From the row that [`Request::statement`] answers with.
+    ///
+    /// # Errors
+    /// When it is another row.
+    pub fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let limit: i64 = row.try_get("timeout_ms")?;
+        Ok(Self {
+            statement_timeout: Duration::from_millis(limit.unsigned_abs()),
+            wal: row.try_get("wal")?,
+        })
+    }
+}
+
+/// Whether an error says that the epoch is over.
+#[must_use]
+pub fn refused(error: &DatabaseError) -> bool {
+    error.is("PGR01")
+}
+
+/// Sends [`Request::statement`] by itself.
 ///
 /// # Errors
 /// [`FenceError::Superseded`] when the epoch is over: roll back.
 pub async fn admit(transaction: &mut PgConnection, request: &Request<'_>) -> Result<Admitted, FenceError> {
-    let (names, values): (Vec<&str>, Vec<&str>) = request.settings.iter().copied().unzip();
-    let milliseconds = i64::try_from(request.statement_timeout.as_millis()).unwrap_or(i64::MAX);
-    // What is selected is evaluated before the row is locked, and once more if it was being changed.
-    let row: Option<(String, i64, Vec<String>, Option<String>)> = sqlx::query_as(
-        "SELECT pg_catalog.pg_current_wal_insert_lsn()::text, timeout.ms,
-                ARRAY(SELECT pg_catalog.set_config(s.name, s.value, true)
-                      FROM unnest($4::text[] || '{statement_timeout}'::text[], $5::text[] || timeout.ms::text) AS s (name, value)),
-                CASE WHEN $3 THEN pg_catalog.pg_advisory_xact_lock_shared($2, 1)::text END
-         FROM pgreeve.leader AS leader,
-              (SELECT least($6, nullif((extract(epoch FROM current_setting('statement_timeout')::interval) * 1000)::int8, 0)) AS ms
-               OFFSET 0) AS timeout
-         WHERE leader.epoch = $1 FOR SHARE OF leader",
-    )
-    .bind(request.fence.epoch)
-    .bind(HOLD_CLASS)
-    .bind(request.share_holds)
-    .bind(&names)
-    .bind(&values)
-    .bind(milliseconds)
-    .fetch_optional(transaction)
-    .await
-    .map_err(|error| FenceError::Database(DatabaseError::from(error)))?;
-    let (wal, limit, _, _) = row.ok_or(FenceError::Superseded(request.fence.epoch))?;
-    Ok(Admitted {
-        statement_timeout: Duration::from_millis(limit.unsigned_abs()),
-        wal,
+    let row = sqlx::raw_sql(AssertSqlSafe(request.statement()))
+        .fetch_one(transaction)
+        .await;
+    row.and_then(|row| Admitted::read(&row)).map_err(|error| {
+        let error = DatabaseError::from(error);
+        if refused(&error) {
+            FenceError::Superseded(request.fence.epoch)
+        } else {
+            FenceError::Database(error)
+        }
     })
 }

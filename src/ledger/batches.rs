@@ -1,10 +1,10 @@
 //! `pgreeve.run_batch`: what each batch did, written in the batch's own transaction.
 
-use sqlx::postgres::PgArguments;
-use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 
-use super::holds::{Holds, STANDING};
+use super::holds::Holds;
+use crate::postgres::quote::{array, literal};
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::RunId;
 
@@ -23,18 +23,6 @@ pub struct Batch {
     pub milliseconds: u64,
 }
 
-impl Batch {
-    fn bound<'q>(&'q self, query: Query<'q, Postgres, PgArguments>, run: RunId) -> Query<'q, Postgres, PgArguments> {
-        query
-            .bind(run.0)
-            .bind(&self.relation)
-            .bind(i64::try_from(self.rows).unwrap_or(i64::MAX))
-            .bind(&self.low)
-            .bind(&self.high)
-            .bind(i32::try_from(self.milliseconds).unwrap_or(i32::MAX))
-    }
-}
-
 /// What a transaction has been to others so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Footprint {
@@ -44,31 +32,18 @@ pub struct Footprint {
     pub wal: u64,
 }
 
-impl From<(i64, i64)> for Footprint {
-    fn from((waiters, wal): (i64, i64)) -> Self {
-        Self {
+impl Footprint {
+    /// From the row that [`closing`] answers with.
+    ///
+    /// # Errors
+    /// When it is another row.
+    pub fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let (waiters, wal): (i64, i64) = (row.try_get("waiters")?, row.try_get("wal")?);
+        Ok(Self {
             waiters: waiters.unsigned_abs(),
             wal: wal.unsigned_abs(),
-        }
+        })
     }
-}
-
-/// The [`Footprint`] since the WAL stood where a parameter says, in two columns.
-fn footprint_since(parameter: &str) -> String {
-    format!(
-        "(SELECT count(*) FROM pg_catalog.pg_locks AS l
-          WHERE NOT l.granted AND pg_backend_pid() = ANY (pg_blocking_pids(l.pid))),
-         pg_wal_lsn_diff(pg_current_wal_insert_lsn(), {parameter}::text::pg_lsn)::int8"
-    )
-}
-
-/// What a transaction has been to others since the WAL stood there.
-pub async fn footprint(transaction: &mut PgConnection, wal: &str) -> Result<Footprint, DatabaseError> {
-    let found: (i64, i64) = sqlx::query_as(AssertSqlSafe(format!("SELECT {}", footprint_since("$1"))))
-        .bind(wal)
-        .fetch_one(transaction)
-        .await?;
-    Ok(found.into())
 }
 
 const RECORD: &str = "
@@ -78,28 +53,42 @@ const RECORD: &str = "
 /// Adds a batch to the run, within the transaction that did its work. The sequence goes on across
 /// attempts.
 pub async fn record(transaction: &mut PgConnection, run: RunId, batch: &Batch) -> Result<(), DatabaseError> {
-    batch.bound(sqlx::query(RECORD), run).execute(transaction).await?;
+    sqlx::query(RECORD)
+        .bind(run.0)
+        .bind(&batch.relation)
+        .bind(i64::try_from(batch.rows).unwrap_or(i64::MAX))
+        .bind(&batch.low)
+        .bind(&batch.high)
+        .bind(i32::try_from(batch.milliseconds).unwrap_or(i32::MAX))
+        .execute(transaction)
+        .await?;
     Ok(())
 }
 
-/// As [`record`], and tells in the same exchange what the transaction has been to others since the
-/// WAL stood there. `None` when the holds that stand are not those the transaction knows of: roll
-/// back.
-pub async fn record_and_weigh(
-    transaction: &mut PgConnection,
-    run: RunId,
-    batch: &Batch,
-    (wal, known): (&str, &Holds),
-) -> Result<Option<Footprint>, DatabaseError> {
-    let sql = format!("{RECORD} RETURNING {}, ARRAY({STANDING}) = $8", footprint_since("$7"));
-    let row = batch
-        .bound(sqlx::query(AssertSqlSafe(sql)), run)
-        .bind(wal)
-        .bind(&known.all)
-        .fetch_one(transaction)
-        .await?;
-    let unchanged: bool = row.try_get(2)?;
-    Ok(unchanged.then_some((row.try_get(0)?, row.try_get(1)?).into()))
+/// The statement, without values to bind, that does as [`record`] if the batch has rows, and tells what
+/// the transaction has been to others since the WAL stood there. Answers with one row, for
+/// [`Footprint::read`]; fails with a code that [`holds_changed`] knows when the batch has rows and the
+/// holds that stand are not those the transaction knows of.
+#[must_use]
+pub fn closing(run: RunId, batch: &Batch, (wal, known): (&str, &Holds)) -> String {
+    let known: Vec<String> = known.all.iter().map(ToString::to_string).collect();
+    format!(
+        "SELECT waiters, wal FROM pgreeve.record_batch('{}', {}, '{}', {}, {}, {}, {}, '{}')",
+        run.0,
+        literal(&batch.relation),
+        batch.rows,
+        literal(&batch.low),
+        literal(&batch.high),
+        batch.milliseconds.min(i32::MAX.unsigned_abs().into()),
+        literal(wal),
+        array(&known),
+    )
+}
+
+/// Whether an error says that legal holds were placed or released.
+#[must_use]
+pub fn holds_changed(error: &DatabaseError) -> bool {
+    error.is("PGR02")
 }
 
 /// How many rows a run's committed batches hold of some relations, qualified.

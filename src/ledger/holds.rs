@@ -128,7 +128,7 @@ pub async fn unchanged(transaction: &mut PgConnection, known: &Holds) -> Result<
 }
 
 /// The identities of the holds that stand, in order.
-pub(super) const STANDING: &str = "SELECT hold_id FROM pgreeve.hold WHERE released_at IS NULL ORDER BY hold_id";
+const STANDING: &str = "SELECT hold_id FROM pgreeve.hold WHERE released_at IS NULL ORDER BY hold_id";
 
 async fn ids(connection: &mut PgConnection) -> Result<Vec<Uuid>, DatabaseError> {
     Ok(sqlx::query_scalar(STANDING).fetch_all(connection).await?)

@@ -22,6 +22,15 @@ pub fn literal(text: &str) -> String {
     }
 }
 
+/// Texts as PostgreSQL writes an array of them; to be quoted as a [`literal`] in its turn.
+#[must_use]
+pub fn array<T: AsRef<str>>(items: &[T]) -> String {
+    let items: Vec<String> = (items.iter())
+        .map(|item| format!("\"{}\"", item.as_ref().replace('\\', "\\\\").replace('"', "\\\"")))
+        .collect();
+    format!("{{{}}}", items.join(","))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -31,5 +40,6 @@ mod tests {
         assert_eq!(qualified("a", "say \"x\""), "\"a\".\"say \"\"x\"\"\"");
         assert_eq!(literal("O'Hara"), "'O''Hara'");
         assert_eq!(literal("a\\'b"), "E'a\\\\''b'");
+        assert_eq!(array(&["a,\"b", "\\", ""]), r#"{"a,\"b","\\",""}"#);
     }
 }
