@@ -1,17 +1,22 @@
 //! What happens to each table in reach, in which order. Whatever nobody decided is refused, with all
 //! such tables in one message.
 
+mod decided;
+mod unlinks;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use sqlx::postgres::types::Oid;
 
+use self::decided::{columns_exist, identifiers, imply_requests, undecided};
+use self::unlinks::unlinks;
 use super::mask::Mask;
 use super::objects::{self, RowObjects};
 use super::order;
 use super::proof::ScanScope;
-use super::reach::{Link, LinkKind, Node, Reach, find_column, refuse};
-use super::rule::{Action, ColumnName, Rule, TableRule};
+use super::reach::{Link, LinkKind, Node, Reach};
+use super::rule::{Action, Rule};
 use crate::job::JobError;
 use crate::values::fingerprint;
 
@@ -237,226 +242,4 @@ pub fn holds_text(base_type: &str) -> bool {
         element,
         "text" | "character varying" | "character" | "bpchar" | "citext" | "json" | "jsonb" | "xml" | "hstore" | "name"
     )
-}
-
-/// The application's request is the record that one was made: it stays, unless the rule decides.
-fn imply_requests(rule: &Rule, reach: &mut Reach) {
-    let root_stays = reach.nodes.first().is_some_and(|root| root.action() != Action::Delete);
-    let (Some(place), Some(requests)) = (reach.requests, &rule.requests) else {
-        return;
-    };
-    let hard = reach
-        .links
-        .iter()
-        .any(|link| link.child == place && link.parent == 0 && link.is_key());
-    let Some(node) = reach.nodes.get_mut(place) else { return };
-    if node.rule.is_some() {
-        return;
-    }
-    let nullable = node.column(&requests.subject).is_some_and(|column| !column.not_null);
-    let mask = |column: &str| [(column.to_owned(), Mask::Null)].into();
-    node.rule = if !root_stays && hard && nullable {
-        Some(TableRule {
-            action: Action::Mask,
-            set: mask(&requests.subject),
-            basis: None,
-            until: None,
-            via: Vec::new(),
-        })
-    } else if root_stays || !hard {
-        Some(TableRule {
-            action: Action::Keep,
-            set: std::collections::BTreeMap::new(),
-            basis: Some("Art. 5(2): the record of the request".to_owned()),
-            until: None,
-            via: Vec::new(),
-        })
-    } else {
-        None
-    };
-}
-
-/// Refuses tables in reach that nobody decided about, all at once.
-fn undecided(reach: &Reach) -> Result<(), JobError> {
-    let open: Vec<&Node> = reach.nodes.iter().filter(|node| node.rule.is_none()).collect();
-    let Some(first) = open.first() else { return Ok(()) };
-    let named: Vec<String> = open
-        .iter()
-        .map(|node| format!("{} ({})", node.relation.display(), node.path))
-        .collect();
-    Err(refuse(
-        format!("no action was decided for {}", named.join("; ")),
-        format!(
-            "add to `tables`, such as \"{}\" = {{ action = \"delete\" }}, or mask, keep, unlink; `pgreeve erasure plan JOB \
-             --init` proposes them",
-            first.relation.display().replace('"', "\\\"")
-        ),
-    ))
-}
-
-/// Refuses columns of the rule that do not exist.
-fn columns_exist(rule: &Rule, reach: &Reach) -> Result<(), JobError> {
-    if let Some(root) = reach.nodes.first() {
-        let key = find_column(root, &rule.subject.key)?;
-        if root.action() == Action::Mask && root.rule.as_ref().is_some_and(|rule| rule.set.contains_key(&key.name)) {
-            return Err(refuse(
-                format!("{} masks the subject's own key {}", root.relation.display(), key.name),
-                "leave the key, or delete the row",
-            ));
-        }
-    }
-    for node in &reach.nodes {
-        for name in node.rule.iter().flat_map(|rule| rule.set.keys().chain(&rule.via)) {
-            find_column(node, name)?;
-        }
-    }
-    for link in &reach.links {
-        let (Some(child), Some(parent)) = (reach.nodes.get(link.child), reach.nodes.get(link.parent)) else {
-            continue;
-        };
-        for key in &link.keys {
-            find_column(parent, key)?;
-        }
-        if let LinkKind::Soft(edge) = &link.kind {
-            let column = find_column(child, &edge.column)?;
-            if !edge.path.is_empty()
-                && !matches!(column.base_type.as_str(), "json" | "jsonb")
-                && !column.base_type.ends_with("[]")
-            {
-                return Err(refuse(
-                    format!(
-                        "the edge {edge} looks into {}, which is of type {}",
-                        edge.column, column.full_type
-                    ),
-                    "a path leads into a column of type json or jsonb",
-                ));
-            }
-        }
-    }
-    if let (Some(requests), Some(node)) = (&rule.requests, reach.requests.and_then(|place| reach.nodes.get(place))) {
-        let always = [&requests.id, &requests.subject, &requests.status, &requests.received_at];
-        for name in always.into_iter().chain(&requests.finished_at) {
-            find_column(node, name).map_err(|error| error.about("requests"))?;
-        }
-    }
-    Ok(())
-}
-
-fn identifiers(rule: &Rule, reach: &Reach) -> Result<Vec<(usize, String)>, JobError> {
-    let place = |name: &ColumnName| -> Result<usize, JobError> {
-        let Some(table) = &name.table else { return Ok(0) };
-        let matching = reach.nodes.iter().position(|node| {
-            node.relation.name == table.name
-                && table
-                    .schema
-                    .as_ref()
-                    .is_none_or(|schema| *schema == node.relation.schema)
-        });
-        matching.ok_or_else(|| {
-            refuse(
-                format!("the identifier {name} is of a table that is not in reach"),
-                "name a column of a table that a foreign key or an edge leads to",
-            )
-            .about("subject")
-        })
-    };
-    let mut found = Vec::new();
-    for name in &rule.subject.identifiers {
-        let place = place(name)?;
-        if let Some(node) = reach.nodes.get(place) {
-            find_column(node, &name.column).map_err(|error| error.about("subject"))?;
-        }
-        found.push((place, name.column.clone()));
-    }
-    Ok(found)
-}
-
-/// The references that must be taken out of rows that stay, with the columns that become null.
-fn unlinks(reach: &mut Reach, warnings: &mut Vec<String>) -> Result<Vec<(usize, Vec<String>)>, JobError> {
-    let mut unlinks = Vec::new();
-    for (at, link) in reach.links.iter().enumerate() {
-        let (Some(child), Some(parent)) = (reach.nodes.get(link.child), reach.nodes.get(link.parent)) else {
-            continue;
-        };
-        let goes = parent.action() == Action::Delete;
-        if link.follow && (child.action() == Action::Delete || !link.is_key() || !goes) {
-            continue;
-        }
-        if link.follow && child.action() == Action::Keep {
-            return Err(refuse(
-                format!(
-                    "{} is kept and refers to {}, which is deleted, by {}",
-                    child.relation.display(),
-                    parent.relation.display(),
-                    link.describe()
-                ),
-                "mask what is referred to instead of deleting it, or mask this table with set = { COLUMN = \"null\" }",
-            ));
-        }
-        // The mask itself takes the reference out.
-        let set = child.rule.as_ref().map(|rule| &rule.set);
-        let masked = |column: &str| set.and_then(|set| set.get(column)) == Some(&Mask::Null);
-        let columns = link.columns();
-        let enough = match &link.kind {
-            LinkKind::Key(key) if !key.match_simple => columns.iter().all(|column| masked(column)),
-            _ => columns.iter().any(|column| masked(column)),
-        };
-        if link.follow && enough {
-            continue;
-        }
-        match nullable(reach, link, child) {
-            Some(columns) => unlinks.push((at, columns)),
-            None if child.action() == Action::Delete && link.is_key() => warnings.push(format!(
-                "{} refers to {} by {} and cannot be null: rows of others that do so stop a request",
-                child.relation.display(),
-                parent.relation.display(),
-                link.describe()
-            )),
-            None => {
-                return Err(refuse(
-                    format!(
-                        "{} refers to {}, which is deleted, by {}, and its columns cannot be null",
-                        child.relation.display(),
-                        parent.relation.display(),
-                        link.describe()
-                    ),
-                    "choose the action \"delete\" for it, name the column in `via`, or mask what is referred to instead of \
-                     deleting it",
-                ));
-            }
-        }
-    }
-    Ok(unlinks)
-}
-
-/// The columns that can be made null to take a reference out.
-fn nullable(reach: &Reach, link: &Link, child: &Node) -> Option<Vec<String>> {
-    let free = |name: &&str| {
-        child
-            .column(name)
-            .is_some_and(|column| !column.not_null && !column.generated)
-    };
-    let columns: Vec<&str> = link.columns();
-    let open: Vec<&str> = columns.iter().copied().filter(|name| free(name)).collect();
-    match &link.kind {
-        LinkKind::Key(key) if !key.match_simple => (open.len() == columns.len()).then_some(())?,
-        LinkKind::Soft(edge) if !edge.path.is_empty() => {
-            return (!edge.has_each()).then(|| vec![edge.column.clone()]);
-        }
-        _ => (!open.is_empty()).then_some(())?,
-    }
-    // A column that another reference uses, too, such as a tenant's, stays where it can.
-    let shared = |name: &&str| {
-        let others = reach
-            .links
-            .iter()
-            .filter(|other| other.child == link.child && !std::ptr::eq(*other, link));
-        others
-            .filter(|other| other.is_key())
-            .any(|other| other.columns().contains(name))
-    };
-    let own: Vec<&str> = open.iter().copied().filter(|name| !shared(name)).collect();
-    let simple = matches!(&link.kind, LinkKind::Key(key) if key.match_simple);
-    let chosen = if simple && !own.is_empty() { own } else { open };
-    Some(chosen.into_iter().map(str::to_owned).collect())
 }

@@ -1,28 +1,27 @@
 //! The steps of one request: each is one transaction that does its work and writes its row.
 
+mod apart;
+mod counted;
+mod kept;
+
 use std::time::Duration;
 
-use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
+use self::apart::one_by_one;
+use self::counted::{counts, number, numbers, verified};
 use super::execute::{Trouble, Worker};
-use super::objects;
-use super::plan::{Step, Work};
-use super::reach::{Link, LinkKind};
+use super::plan::{ErasurePlan, Step};
 use super::statement::{Restraint, Statements};
 use crate::ledger::erasures::{self, Request, StepRow};
-use crate::ledger::holds::{self, Standing};
-use crate::postgres::catalog::leaves;
+use crate::ledger::holds;
 
 /// How many rows of a table one transaction deletes or changes at most.
 const BATCH: u64 = 5000;
 
 /// How many rows all the steps of one or several requests may be about to share one transaction.
 pub(super) const AT_ONCE: u64 = 5000;
-
-/// How many rows are counted at most.
-const COUNT_LIMIT: u64 = 1_000_000;
 
 /// How long one statement of a step may take.
 pub(super) const STATEMENT_TIME: Duration = Duration::from_mins(10);
@@ -71,7 +70,7 @@ fn changed(rows: &[StepRow]) -> u64 {
 /// then each step has a transaction of its own.
 async fn at_once(worker: &mut Worker<'_>, request: &Request) -> Result<Option<Stepped>, Trouble> {
     let (plan, run) = (worker.plan, worker.run);
-    let (statements, view) = (Statements::new(plan), WorkerView { plan });
+    let statements = Statements::new(plan);
     // What a store has deleted does not come back when the transaction gives way to a hold.
     if !plan.objects.is_empty() {
         return Ok(None);
@@ -98,7 +97,7 @@ async fn at_once(worker: &mut Worker<'_>, request: &Request) -> Result<Option<St
         done.extend(work(&mut transaction, &statements, stage, request).await?);
     }
     let rows: Vec<StepRow> = (done.iter())
-        .map(|(step, rows)| row(&view, step, "done", *rows, 0))
+        .map(|(step, rows)| row(plan, step, "done", *rows, 0))
         .collect();
     record(&mut transaction, request, run, &rows, &[]).await?;
     let left = counts(&mut transaction, &statements, plan.steps(), request, 1).await?;
@@ -133,273 +132,6 @@ async fn work<'s>(
     Ok(stage.iter().zip(rows).collect())
 }
 
-async fn one_by_one(worker: &mut Worker<'_>, request: &Request) -> Result<Stepped, Trouble> {
-    let plan = worker.plan;
-    let mut stepped = Stepped::default();
-    for stage in &plan.stages {
-        if worker.stop.is_cancelled() {
-            return Err(Trouble::Stopped);
-        }
-        let rows = erasures::steps(worker.session.connection(), request.id)
-            .await
-            .map_err(|error| Trouble::of("read the steps", &error))?;
-        let done = |step: &Step| rows.iter().any(|row| row.step == step.number && row.state == "done");
-        if stage.iter().all(done) {
-            continue;
-        }
-        let holds = match stage.as_slice() {
-            [step] => one(worker, request, step).await?,
-            steps => together(worker, request, steps).await?,
-        };
-        stepped.holds.extend(holds);
-    }
-    stepped.holds.sort_unstable();
-    stepped.holds.dedup();
-    Ok(stepped)
-}
-
-/// Whether no step has anything left to do but what holds keep; false when rows have come since.
-async fn verified(worker: &mut Worker<'_>, request: &Request, rows: &[StepRow]) -> Result<bool, Trouble> {
-    let plan = worker.plan;
-    let held = |step: &Step| rows.iter().any(|row| row.step == step.number && row.state == "held");
-    let steps = plan.steps().filter(|step| !held(step));
-    let left = counts(worker.session.connection(), &Statements::new(plan), steps, request, 1).await?;
-    Ok(left.iter().all(|left| *left == 0))
-}
-
-/// How many rows each of some steps is about, but for those that keep.
-async fn counts<'s>(
-    connection: &mut PgConnection,
-    statements: &Statements<'_>,
-    steps: impl Iterator<Item = &'s Step>,
-    request: &Request,
-    limit: u64,
-) -> Result<Vec<u64>, Trouble> {
-    let changing = steps.filter(|step| step.work != Work::Keep);
-    match statements.counts(changing, limit) {
-        Some(sql) => numbers(connection, sql, request).await,
-        None => Ok(Vec::new()),
-    }
-}
-
-async fn count(
-    connection: &mut PgConnection,
-    statements: &Statements<'_>,
-    step: &Step,
-    request: &Request,
-    limit: u64,
-) -> Result<u64, Trouble> {
-    let Some(sql) = statements.count(step, limit) else {
-        return Ok(0);
-    };
-    number(connection, sql, request).await
-}
-
-async fn number(connection: &mut PgConnection, sql: String, request: &Request) -> Result<u64, Trouble> {
-    let number: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
-        .bind(request.id.0)
-        .fetch_one(connection)
-        .await
-        .map_err(Trouble::sql("do a step"))?;
-    Ok(number.unsigned_abs())
-}
-
-async fn numbers(connection: &mut PgConnection, sql: String, request: &Request) -> Result<Vec<u64>, Trouble> {
-    let numbers: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
-        .bind(request.id.0)
-        .fetch_one(connection)
-        .await
-        .map_err(Trouble::sql("do steps together"))?;
-    Ok(numbers.into_iter().map(i64::unsigned_abs).collect())
-}
-
-/// What keeps rows from a step now.
-struct Kept {
-    restraint: Restraint,
-    holds: Vec<Uuid>,
-}
-
-/// Reads the holds in the step's own transaction; no other can be placed before it ends.
-async fn kept(
-    transaction: &mut PgConnection,
-    worker: &WorkerView<'_>,
-    request: &Request,
-    step: &Step,
-) -> Result<Kept, Trouble> {
-    let failed = |error| Trouble::of("read the legal holds", &error);
-    holds::share(transaction).await.map_err(failed)?;
-    let Some(node) = worker.plan.reach.nodes.get(step.node) else {
-        return Ok(Kept {
-            restraint: Restraint::default(),
-            holds: Vec::new(),
-        });
-    };
-    let standing: Vec<Standing> = if step.work == Work::Keep {
-        Vec::new()
-    } else {
-        holds::read(transaction, node.relation.oid)
-            .await
-            .map_err(failed)?
-            .standing
-    };
-    let rows = erasures::steps(transaction, request.id).await.map_err(failed)?;
-    let (children, mut ids) = if step.work == Work::Delete {
-        kept_children(transaction, worker, request, step, &rows).await?
-    } else {
-        (Vec::new(), Vec::new())
-    };
-    ids.extend(standing.iter().map(|hold| hold.hold_id));
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(Kept {
-        restraint: Statements::new(worker.plan).restraint(step.node, &standing, &children),
-        holds: ids,
-    })
-}
-
-/// The parts of a worker that do not borrow its session.
-struct WorkerView<'a> {
-    plan: &'a super::plan::ErasurePlan,
-}
-
-/// The links whose child still has rows that a hold keeps, and those holds. A row that they refer to
-/// cannot go either.
-async fn kept_children<'a>(
-    transaction: &mut PgConnection,
-    worker: &WorkerView<'a>,
-    request: &Request,
-    step: &Step,
-    rows: &[StepRow],
-) -> Result<(Vec<&'a Link>, Vec<Uuid>), Trouble> {
-    let held_nodes: Vec<usize> = (worker.plan.steps())
-        .filter(|other| other.number != step.number)
-        .filter(|other| rows.iter().any(|row| row.step == other.number && row.state == "held"))
-        .map(|other| other.node)
-        .collect();
-    let is_kept = |link: &&Link| {
-        link.parent == step.node && matches!(link.kind, LinkKind::Key(_)) && held_nodes.contains(&link.child)
-    };
-    let links: Vec<&Link> = worker.plan.reach.links.iter().filter(is_kept).collect();
-    if links.is_empty() {
-        return Ok((links, Vec::new()));
-    }
-    let holds = erasures::holds_on(transaction, &[request.id.0])
-        .await
-        .map_err(|error| Trouble::of("read the steps", &error))?;
-    Ok((links, holds.into_values().flatten().collect()))
-}
-
-/// One step; where it is about many rows, most of them go in batches before. Answers with the holds
-/// that keep rows from it.
-async fn one(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<Vec<Uuid>, Trouble> {
-    let (plan, run, proof) = (worker.plan, worker.run, worker.proof);
-    let (statements, view) = (Statements::new(plan), WorkerView { plan });
-    if step.work != Work::Keep {
-        in_batches(worker, request, step).await?;
-    }
-    let mut transaction = prepared(worker, request).await?;
-    let kept = kept(&mut transaction, &view, request, step).await?;
-    let Some(sql) = statements.apply(step, &kept.restraint) else {
-        return Err(Trouble::Permanent("a step of the plan makes no statement".to_owned()));
-    };
-    let rows = number(&mut transaction, sql, request).await?;
-    let removed = objects::remove(&mut transaction, proof, plan, step, request).await?;
-    let held = if kept.restraint.is_empty() {
-        0
-    } else {
-        count(&mut transaction, &statements, step, request, COUNT_LIMIT).await?
-    };
-    let holds = if held > 0 { kept.holds } else { Vec::new() };
-    let row = StepRow {
-        objects: removed.gone,
-        object_versions: removed.versions,
-        ..row(&view, step, if held > 0 { "held" } else { "done" }, rows, held)
-    };
-    record(&mut transaction, request, run, &[row], &holds).await?;
-    transaction.commit().await.map_err(Trouble::sql("commit a step"))?;
-    Ok(holds)
-}
-
-/// The steps of tables that refer to each other in a circle, in one statement. A hold on some of
-/// their rows keeps them all.
-async fn together(worker: &mut Worker<'_>, request: &Request, steps: &[Step]) -> Result<Vec<Uuid>, Trouble> {
-    let (plan, run) = (worker.plan, worker.run);
-    let (statements, view) = (Statements::new(plan), WorkerView { plan });
-    let mut transaction = prepared(worker, request).await?;
-    let mut holds = Vec::new();
-    for step in steps {
-        let kept = kept(&mut transaction, &view, request, step).await?;
-        if kept.restraint.is_empty() {
-            continue;
-        }
-        let due = count(&mut transaction, &statements, step, request, COUNT_LIMIT).await?;
-        let free = statements.count_free(step, &kept.restraint, COUNT_LIMIT);
-        let free = match free {
-            Some(sql) => number(&mut transaction, sql, request).await?,
-            None => due,
-        };
-        if free < due {
-            holds.extend(kept.holds);
-        }
-    }
-    let mut rows = Vec::with_capacity(steps.len());
-    if holds.is_empty() {
-        let done = work(&mut transaction, &statements, steps, request).await?;
-        rows.extend(done.iter().map(|(step, rows)| row(&view, step, "done", *rows, 0)));
-    } else {
-        for step in steps {
-            let held = count(&mut transaction, &statements, step, request, COUNT_LIMIT).await?;
-            rows.push(row(&view, step, "held", 0, held));
-        }
-    }
-    record(&mut transaction, request, run, &rows, &holds).await?;
-    transaction.commit().await.map_err(Trouble::sql("commit steps"))?;
-    Ok(holds)
-}
-
-/// Deletes or changes until few rows are left, a batch a transaction.
-async fn in_batches(worker: &mut Worker<'_>, request: &Request, step: &Step) -> Result<(), Trouble> {
-    let (plan, run, proof) = (worker.plan, worker.run, worker.proof);
-    let (statements, view) = (Statements::new(plan), WorkerView { plan });
-    if count(worker.session.connection(), &statements, step, request, BATCH + 1).await? <= BATCH {
-        return Ok(());
-    }
-    let Some(node) = plan.reach.nodes.get(step.node) else {
-        return Ok(());
-    };
-    let leaves: Vec<Oid> = leaves::of(worker.session.connection(), node.relation.oid, "")
-        .await
-        .map_err(|error| Trouble::of("read the partitions", &error))?
-        .into_iter()
-        .map(|leaf| leaf.relation.oid)
-        .collect();
-    for leaf in leaves {
-        loop {
-            if worker.stop.is_cancelled() {
-                return Err(Trouble::Stopped);
-            }
-            let mut transaction = prepared(worker, request).await?;
-            let kept = kept(&mut transaction, &view, request, step).await?;
-            let Some(sql) = statements.apply_some(step, &kept.restraint, leaf, BATCH) else {
-                return Ok(());
-            };
-            let rows = number(&mut transaction, sql, request).await?;
-            let removed = objects::remove(&mut transaction, proof, plan, step, request).await?;
-            let row = StepRow {
-                objects: removed.gone,
-                object_versions: removed.versions,
-                ..row(&view, step, "open", rows, 0)
-            };
-            record(&mut transaction, request, run, &[row], &[]).await?;
-            transaction.commit().await.map_err(Trouble::sql("commit a batch"))?;
-            if rows < BATCH {
-                break;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// A transaction with its settings, in which the subject's row is locked.
 async fn prepared<'t>(
     worker: &'t mut Worker<'_>,
@@ -426,8 +158,8 @@ async fn prepared<'t>(
     Ok(transaction)
 }
 
-fn row(view: &WorkerView<'_>, step: &Step, state: &str, rows: u64, held: u64) -> StepRow {
-    let node = view.plan.reach.nodes.get(step.node);
+fn row(plan: &ErasurePlan, step: &Step, state: &str, rows: u64, held: u64) -> StepRow {
+    let node = plan.reach.nodes.get(step.node);
     StepRow {
         step: step.number,
         relation: node.map(|node| node.relation.display()).unwrap_or_default(),
