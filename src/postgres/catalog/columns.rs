@@ -10,7 +10,8 @@ use crate::postgres::sqlstate::DatabaseError;
 pub struct Column {
     /// Its name.
     pub name: String,
-    /// Its type as a cast needs it, qualified, without a length: `character varying`.
+    /// Its type as a cast needs it, qualified, without a length: `character varying`; `bpchar` for
+    /// `character(8)`, since `character` alone is of length 1.
     pub type_name: String,
     /// Its type with length or precision: `character varying(20)`.
     pub full_type: String,
@@ -32,7 +33,7 @@ pub async fn of(connection: &mut PgConnection, relation: Oid) -> Result<Vec<Colu
     type Row = (String, String, String, String, bool, Vec<String>, bool, bool);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT a.attname::text,
-                pg_catalog.format_type(a.atttypid, NULL),
+                pg_catalog.format_type(a.atttypid, -1),
                 pg_catalog.format_type(a.atttypid, a.atttypmod),
                 pg_catalog.format_type(base.oid, NULL),
                 a.attnotnull,

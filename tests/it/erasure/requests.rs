@@ -4,7 +4,8 @@ use pgreeve::erasure::RequestState;
 use pgreeve::job::Outcome;
 use serde_json::json;
 
-use super::{SHOP_RULE, count, erase, shop};
+use super::{SHOP_RULE, ask, count, erase, shop};
+use crate::support::Database;
 
 #[tokio::test]
 async fn a_person_is_gone_from_every_table_and_nobody_else_is() {
@@ -342,4 +343,33 @@ async fn a_row_that_others_still_need_fails_its_request_and_names_the_constraint
     let reason: String = database.value("SELECT reason FROM pgreeve.erasure_request").await;
     assert!(reason.contains("23503") && reason.contains("best"), "{reason}");
     assert_eq!(database.value::<String>("SELECT status FROM requests").await, "pending");
+}
+
+#[tokio::test]
+async fn a_person_whose_key_is_text_of_a_fixed_length_is_found() {
+    let database = Database::create().await;
+    database
+        .execute(
+            "CREATE TABLE users (id char(8) PRIMARY KEY, email varchar(40));
+             CREATE TABLE orders (id int PRIMARY KEY, user_id char(8) REFERENCES users);
+             CREATE INDEX ON orders (user_id);
+             INSERT INTO users VALUES ('jane', 'jane@example.org'), ('john', 'john@example.org'), ('j', 'j@example.org');
+             INSERT INTO orders SELECT n, CASE n % 2 WHEN 0 THEN 'jane' ELSE 'john' END FROM generate_series(1, 6) n",
+        )
+        .await;
+    pgreeve::ledger::migrate::apply(&database.target).await.unwrap();
+    let settings = r#"
+        subject = { table = "users", key = "id", identifiers = ["email"] }
+        [jobs.erase.erasure.tables]
+        users  = { action = "delete" }
+        orders = { action = "delete" }
+    "#;
+    ask(&database, settings, "jane").await;
+    let (report, witness) = erase(&database, settings).await;
+    assert_eq!(report.unwrap().body["completed"], 1);
+    assert_eq!(witness.asked().certified[0].found, Some(true));
+    let left: String = database
+        .value("SELECT string_agg(trim(id), ' ' ORDER BY id) || ' ' || (SELECT count(*) FROM orders) FROM users")
+        .await;
+    assert_eq!(left, "j john 3");
 }
