@@ -14,11 +14,11 @@
 //! | [`schedule`] | cron, slots, one dispatcher per database |
 //! | [`http`] | metrics, health, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
-//! | [`export`] | the rows of one tenant or subject, to a store |
 //! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more; materialized views |
+//! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
+//! | [`export`] | the rows of one tenant or subject, to a store |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
 //! | [`backup`] | dump, walk, compress, upload, manifest; restore |
-//! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
 //! | [`job`] | the contract between runner and kinds |
 //! | [`ledger`] | what happened, in the database |
 //! | [`audit`] | what happened, on the host, for outsiders to check |

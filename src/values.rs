@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows of configuration files, databases or jobs.
 
+mod column;
+mod edge;
 mod period;
 mod table;
 mod zone;
@@ -12,6 +14,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use self::column::ColumnName;
+pub use self::edge::{Edge, PathStep};
 pub use self::period::Period;
 pub use self::table::TableName;
 pub use self::zone::Timezone;

@@ -38,7 +38,7 @@ fn scope(field: &Field<'_>) -> Option<Scope> {
     let values = section.required("values").and_then(|field| values(&field));
     let edges = section.optional("edges");
     let edges = edges.map_or(Some(Vec::new()), |field| {
-        let edges = backup::list::<crate::erasure::rule::Edge>(&field)?;
+        let edges = backup::list::<crate::values::Edge>(&field)?;
         if edges.iter().any(|edge| !edge.path.is_empty()) {
             let help = "write \"table.column = table.key\" with plain columns";
             field.error("an export follows no reference inside JSON", help);

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use sqlx::PgConnection;
 use sqlx::postgres::types::Oid;
 
-use super::rule::{Action, Edge, Rule, TableRule};
+use super::rule::{Action, Rule, TableRule};
 use crate::job::JobError;
 use crate::postgres::catalog::columns::{self, Column};
 use crate::postgres::catalog::references::{self, Reference};
 use crate::postgres::catalog::{self, Relation, RelationKind, ResolveError, nearest};
 use crate::postgres::sqlstate::DatabaseError;
-use crate::values::TableName;
+use crate::values::{Edge, TableName};
 
 /// A table in reach.
 #[derive(Debug, Clone)]

@@ -3,13 +3,12 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::batch::ArchiveFormat;
-use crate::erasure::rule::Edge;
 use crate::job::JobError;
 use crate::postgres::catalog::columns::{self, Column};
 use crate::postgres::catalog::{self, Relation, ResolveError};
 use crate::postgres::quote::{identifier, literal};
 use crate::postgres::sqlstate::DatabaseError;
-use crate::values::TableName;
+use crate::values::{Edge, TableName};
 
 /// SQLSTATE of a role that may not read, or from whom row security would hide rows.
 const DENIED: &str = "42501";

@@ -30,34 +30,7 @@ impl FromStr for TableName {
                 "write \"table\" or \"schema.table\", as the catalog has it; put double quotes around a name with a dot",
             )
         };
-        let mut parts = Vec::new();
-        let mut chars = text.chars().peekable();
-        loop {
-            let mut part = String::new();
-            if chars.next_if_eq(&'"').is_some() {
-                loop {
-                    match chars.next() {
-                        Some('"') if chars.next_if_eq(&'"').is_some() => part.push('"'),
-                        Some('"') => break,
-                        Some(c) => part.push(c),
-                        None => return Err(bad()),
-                    }
-                }
-            } else {
-                while let Some(c) = chars.next_if(|c| *c != '.' && *c != '"') {
-                    part.push(c);
-                }
-            }
-            if part.is_empty() || part.len() > 63 || part.contains('\0') || part.trim() != part {
-                return Err(bad());
-            }
-            parts.push(part);
-            match chars.next() {
-                None => break,
-                Some('.') => {}
-                Some(_) => return Err(bad()),
-            }
-        }
+        let mut parts = names(text).ok_or_else(bad)?;
         match (parts.pop(), parts.pop(), parts.is_empty()) {
             (Some(name), schema, true) => Ok(Self { schema, name }),
             _ => Err(bad()),
@@ -91,6 +64,37 @@ impl fmt::Display for TableName {
             write!(f, "{}.", plain(schema))?;
         }
         f.write_str(&plain(&self.name))
+    }
+}
+
+/// The names of a dotted text; each may stand in double quotes.
+pub(super) fn names(text: &str) -> Option<Vec<String>> {
+    let mut parts = Vec::new();
+    let mut chars = text.chars().peekable();
+    loop {
+        let mut part = String::new();
+        if chars.next_if_eq(&'"').is_some() {
+            loop {
+                match chars.next()? {
+                    '"' if chars.next_if_eq(&'"').is_some() => part.push('"'),
+                    '"' => break,
+                    c => part.push(c),
+                }
+            }
+        } else {
+            while let Some(c) = chars.next_if(|c| *c != '.' && *c != '"') {
+                part.push(c);
+            }
+        }
+        if part.is_empty() || part.len() > 63 || part.contains('\0') || part.trim() != part {
+            return None;
+        }
+        parts.push(part);
+        match chars.next() {
+            None => return Some(parts),
+            Some('.') => {}
+            Some(_) => return None,
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 
 use crate::erasure::mask::Mask;
 use crate::erasure::reach::{LinkKind, Node, Reach, find_column, refuse};
-use crate::erasure::rule::{Action, ColumnName, Rule, TableRule};
+use crate::erasure::rule::{Action, Rule, TableRule};
 use crate::job::JobError;
+use crate::values::ColumnName;
 
 /// The application's request is the record that one was made: it stays, unless the rule decides.
 pub(super) fn imply_requests(rule: &Rule, reach: &mut Reach) {

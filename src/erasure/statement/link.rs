@@ -4,8 +4,8 @@ use super::Statements;
 use super::alias;
 use super::scope::{Scope, source};
 use crate::erasure::reach::{Link, LinkKind, Node};
-use crate::erasure::rule::{Edge, PathStep};
 use crate::postgres::quote::{identifier, literal};
+use crate::values::{Edge, PathStep};
 
 /// Types that compare as text.
 const TEXTS: [&str; 4] = ["text", "character varying", "character", "citext"];
