@@ -114,25 +114,9 @@ impl Condition {
 
     /// Keeps rows that a legal hold covers; instead of those of before.
     pub(super) fn hold(&mut self, holds: &[Standing]) {
-        self.free = holds.iter().map(|hold| (hold.hold_id, self.free_of(hold))).collect();
-    }
-
-    /// No parts but the age and the operator's condition may be null, so a null there means: not due.
-    fn free_of(&self, hold: &Standing) -> String {
-        let alias = &self.alias;
-        let predicate = bracketed(&hold.predicate);
-        let name = identifier(&hold.name);
-        let free = if name == *alias {
-            format!("{predicate} IS NOT TRUE")
-        } else {
-            // Its condition may name the table it was placed on.
-            format!("NOT EXISTS (SELECT 1 FROM (SELECT {alias}.*) AS {name} WHERE {predicate})")
-        };
-        if hold.only.is_empty() {
-            return free;
-        }
-        let leaves: Vec<String> = hold.only.iter().map(|oid| oid.0.to_string()).collect();
-        format!("({alias}.tableoid NOT IN ({}) OR {free})", leaves.join(", "))
+        self.free = (holds.iter())
+            .map(|hold| (hold.hold_id, hold.spares(&self.alias)))
+            .collect();
     }
 
     fn free(&self) -> Option<String> {

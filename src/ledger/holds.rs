@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::locks::HOLD_CLASS;
 use crate::postgres::catalog::Relation;
+use crate::postgres::quote::identifier;
 use crate::postgres::sqlstate::DatabaseError;
 
 /// How long a new hold waits for the batches under way; longer than any of them may take.
@@ -55,6 +56,27 @@ pub struct Standing {
     pub predicate: String,
     /// The leaves it covers, where it was placed on a part of the table; all of them if empty.
     pub only: Vec<Oid>,
+}
+
+impl Standing {
+    /// The condition, never null, that a row meets which the hold does not cover. `alias` is what the
+    /// statement calls the row's table, quoted.
+    #[must_use]
+    pub fn spares(&self, alias: &str) -> String {
+        let predicate = format!("(\n{}\n)", self.predicate);
+        let name = identifier(&self.name);
+        let free = if name == alias {
+            format!("{predicate} IS NOT TRUE")
+        } else {
+            // Its condition may name the table it was placed on.
+            format!("NOT EXISTS (SELECT 1 FROM (SELECT {alias}.*) AS {name} WHERE {predicate})")
+        };
+        if self.only.is_empty() {
+            return free;
+        }
+        let leaves: Vec<String> = self.only.iter().map(|oid| oid.0.to_string()).collect();
+        format!("({alias}.tableoid NOT IN ({}) OR {free})", leaves.join(", "))
+    }
 }
 
 /// The holds as of one moment.

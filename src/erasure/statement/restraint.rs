@@ -59,24 +59,8 @@ impl Statements<'_> {
             ));
         }
         Restraint {
-            free: holds.iter().map(|hold| free_of(hold, &alias)).collect(),
+            free: holds.iter().map(|hold| hold.spares(&alias)).collect(),
             unreferenced,
         }
     }
-}
-
-/// A row that a hold does not cover. Its condition may name the table it was placed on.
-fn free_of(hold: &Standing, alias: &str) -> String {
-    let predicate = format!("(\n{}\n)", hold.predicate);
-    let name = identifier(&hold.name);
-    let free = if name == alias {
-        format!("{predicate} IS NOT TRUE")
-    } else {
-        format!("NOT EXISTS (SELECT 1 FROM (SELECT {alias}.*) AS {name} WHERE {predicate})")
-    };
-    if hold.only.is_empty() {
-        return free;
-    }
-    let leaves: Vec<String> = hold.only.iter().map(|oid| oid.0.to_string()).collect();
-    format!("({alias}.tableoid NOT IN ({}) OR {free})", leaves.join(", "))
 }
