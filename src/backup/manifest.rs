@@ -25,6 +25,10 @@ pub const VERSION: u32 = 1;
 /// The manifest's name below the backup's prefix.
 pub const NAME: &str = "manifest.json";
 
+/// The name of an export's manifest. What lies beside one is no backup's, whatever the job of that name
+/// makes now.
+pub const OF_AN_EXPORT: &str = "export.json";
+
 /// The archive's version when this program does not know it.
 pub const OPAQUE: &str = "opaque";
 

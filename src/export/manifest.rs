@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use crate::store::{ObjectKey, Store, StoreError};
 
 /// The name of the manifest. Not that of a backup's, so that nobody takes the one for the other.
-pub const NAME: &str = "export.json";
+pub const NAME: &str = crate::backup::manifest::OF_AN_EXPORT;
 
 /// The version of the format.
 pub(super) const VERSION: u32 = 1;

@@ -100,12 +100,12 @@ impl Shelf<'_> {
     }
 
     /// The objects of backups that have no manifest and are unknown and old: by their names, and by when
-    /// the store saw the object written.
+    /// the store saw the object written. An export of a job that had this name is whole by its own.
     fn orphans<'o>(&self, objects: &'o [ObjectInfo]) -> impl Iterator<Item = &'o ObjectInfo> {
         let name = |key: &'o ObjectKey| key.as_str().rsplit('/').next();
         let whole: BTreeSet<&str> = objects
             .iter()
-            .filter(|object| name(&object.key) == Some(manifest::NAME))
+            .filter(|object| matches!(name(&object.key), Some(manifest::NAME | manifest::OF_AN_EXPORT)))
             .filter_map(|object| self.backup_of(&object.key))
             .collect();
         objects.iter().filter(move |object| {
@@ -184,7 +184,7 @@ mod tests {
             Ulid::from_parts(at, salt).to_string()
         };
         let (gone, whole, mine) = (ulid(WEEK + 1, 1), ulid(WEEK + 1, 2), ulid(WEEK + 1, 3));
-        let (young, copied) = (ulid(WEEK, 4), ulid(WEEK + 1, 5));
+        let (young, copied, export) = (ulid(WEEK, 4), ulid(WEEK + 1, 5), ulid(WEEK + 1, 6));
         let objects: Vec<ObjectInfo> = [
             (format!("{gone}/data.dump.gz"), WEEK + 1),
             (format!("{gone}/verify-20260305T120000Z.json"), WEEK + 1),
@@ -194,6 +194,8 @@ mod tests {
             (format!("{mine}/data.dump.gz"), WEEK + 1),
             (format!("{young}/data.dump.gz"), WEEK),
             (format!("{copied}/data.dump.gz"), 60),
+            (format!("{export}/public.users.csv.gz"), WEEK + 1),
+            (format!("{export}/export.json"), WEEK + 1),
             ("notes/data.dump.gz".to_owned(), WEEK + 1),
         ]
         .into_iter()
