@@ -135,6 +135,7 @@ async fn erase(
             let ready = announced(worker, round, tally).await?;
             let done = group::step(worker, &ready).await;
             tally.rows += done.values().sum::<u64>();
+            progress.set("rows", tally.rows, None);
             for request in ready {
                 if done.contains_key(&request.id.0) {
                     stepped.push(request);
