@@ -1,27 +1,56 @@
-//! An application at work: so many small transactions a second, each at its time.
+//! An application at work: `pgbench`, with so many small transactions a second, each at its time. In a
+//! process of its own, so that it waits for nothing of what is measured beside it.
 
-use std::time::{Duration, Instant};
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pgreeve::postgres::connect::ConnectTarget;
-use sqlx::{Connection, PgConnection};
+use pgreeve::postgres::programs;
+use sqlx::{Connection, Executor};
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// Transactions a second.
 pub(crate) const RATE: u32 = 200;
-/// Over so many connections.
-const CONNECTIONS: u32 = 4;
+
+/// Events that are not due, by number.
+const SETUP: &str = "
+    CREATE TABLE seen AS
+    SELECT row_number() OVER () AS n, id FROM events
+    WHERE created_at >= '2026-01-01' AND created_at < timestamptz '2026-01-01' + interval '1 day' LIMIT 20000;
+    ALTER TABLE seen ADD PRIMARY KEY (n);
+    ANALYZE seen";
+
+/// Half of them insert, a quarter each updates and reads.
+const SCRIPTS: [(&str, &str); 3] = [
+    (
+        "insert.sql@2",
+        "INSERT INTO events (company_id, created_at, type, payload)
+         VALUES (1, now(), 'load', jsonb_build_object('user_id', 1, 'note', repeat('y', 80)));",
+    ),
+    (
+        "update.sql@1",
+        "\\set n random(1, 20000)
+         UPDATE events SET payload = payload || '{\"seen\": true}' WHERE id = (SELECT id FROM seen WHERE n = :n);",
+    ),
+    (
+        "select.sql@1",
+        "\\set n random(1, 20000)
+         SELECT * FROM events WHERE id = (SELECT id FROM seen WHERE n = :n);",
+    ),
+];
 
 /// A load that goes on until it is stopped.
 pub(crate) struct Load {
-    stop: CancellationToken,
-    workers: Vec<JoinHandle<Vec<Sample>>>,
+    directory: TempDir,
+    target: ConnectTarget,
+    ended: JoinHandle<()>,
 }
 
 /// When a transaction was due, and how long after that it was done, in ms.
 pub(crate) struct Sample {
-    pub(crate) due: Instant,
+    pub(crate) due: SystemTime,
     pub(crate) took: f64,
 }
 
@@ -29,78 +58,61 @@ impl Load {
     /// Starts inserts of events, and updates and reads of events that are not due.
     pub(crate) async fn start(target: &ConnectTarget) -> Self {
         let mut connection = target.connect("load").await.unwrap();
-        let events: Vec<Uuid> = sqlx::query_scalar(
-            "SELECT id FROM events WHERE created_at >= '2026-01-01' AND created_at < timestamptz '2026-01-01' + interval '1 day' LIMIT 20000",
-        )
-        .fetch_all(&mut connection)
-        .await
-        .unwrap();
+        connection.execute(SETUP).await.unwrap();
         connection.close().await.unwrap();
-        let stop = CancellationToken::new();
-        let began = Instant::now();
-        let workers = (0..CONNECTIONS)
-            .map(|worker| {
-                let first = began + Duration::from_secs(1) * worker / RATE;
-                let turns = (first, Duration::from_secs(1) * CONNECTIONS / RATE);
-                tokio::spawn(work(
-                    target.clone(),
-                    events.clone(),
-                    turns,
-                    worker as usize,
-                    stop.clone(),
-                ))
-            })
-            .collect();
-        Self { stop, workers }
+        let directory = tempfile::tempdir().unwrap();
+        let mut pgbench = Command::new(programs::find("pgbench").unwrap());
+        for (name, script) in SCRIPTS {
+            fs::write(directory.path().join(name.split('@').next().unwrap()), script).unwrap();
+            pgbench.args(["--file", name]);
+        }
+        let mut pgbench = pgbench
+            .args(["--no-vacuum", "--protocol=prepared", "--client=4", "--time=600", "--log"])
+            .arg(format!("--rate={RATE}"))
+            .envs([("PGHOST", &target.host), ("PGDATABASE", &target.dbname)])
+            .envs([("PGUSER", "postgres"), ("PGAPPNAME", "load")])
+            .current_dir(directory.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // How it ends says nothing: it is made to.
+        let ended = tokio::task::spawn_blocking(move || drop(pgbench.wait().unwrap()));
+        Self {
+            directory,
+            target: target.clone(),
+            ended,
+        }
     }
 
     /// Ends it; all that was measured.
     pub(crate) async fn end(self) -> Vec<Sample> {
-        self.stop.cancel();
-        let mut samples = Vec::new();
-        for worker in self.workers {
-            samples.extend(worker.await.unwrap());
-        }
-        samples
+        let mut connection = self.target.connect("bench").await.unwrap();
+        // Its log is whole only when it ends by itself, as it does without its connections.
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'load'";
+        connection.execute(end).await.unwrap();
+        connection.close().await.unwrap();
+        self.ended.await.unwrap();
+        let files = fs::read_dir(self.directory.path()).unwrap().flatten();
+        let log = files
+            .map(|file| file.path())
+            .find(|path| path.to_string_lossy().contains("pgbench_log"));
+        let log = fs::read_to_string(log.unwrap()).unwrap();
+        log.lines().filter_map(sample).collect()
     }
 }
 
-/// A transaction that comes late because the one before was slow is late all the same.
-async fn work(
-    target: ConnectTarget,
-    events: Vec<Uuid>,
-    (first, every): (Instant, Duration),
-    worker: usize,
-    stop: CancellationToken,
-) -> Vec<Sample> {
-    let mut connection = target.connect("load").await.unwrap();
-    let mut samples = Vec::new();
-    let mut due = first;
-    let mut turn = worker * 7919;
-    while !stop.is_cancelled() {
-        tokio::time::sleep_until(due.into()).await;
-        turn += 1;
-        transact(&mut connection, turn, events[turn * 31 % events.len()]).await;
-        samples.push(Sample {
-            due,
-            took: due.elapsed().as_secs_f64() * 1000.0,
-        });
-        due += every;
-    }
-    connection.close().await.unwrap();
-    samples
-}
-
-/// Half of them insert, a quarter each updates and reads.
-async fn transact(connection: &mut PgConnection, turn: usize, event: Uuid) {
-    let query = match turn % 4 {
-        0 => sqlx::query("UPDATE events SET payload = payload || '{\"seen\": true}' WHERE id = $1").bind(event),
-        1 => sqlx::query("SELECT * FROM events WHERE id = $1").bind(event),
-        _ => sqlx::query(
-            "INSERT INTO events (company_id, created_at, type, payload)
-             VALUES (1, now(), 'load', jsonb_build_object('user_id', 1, 'note', $1::text))",
-        )
-        .bind("y".repeat(80)),
+/// From a line of `pgbench --log --rate`: client, number, time, script, seconds, microseconds, lag. With a rate,
+/// times count from when a transaction was due, at random moments: one that comes late because the one
+/// before was slow is late all the same.
+fn sample(line: &str) -> Option<Sample> {
+    let fields: Vec<u64> = line.split(' ').map_while(|field| field.parse().ok()).collect();
+    let [_, _, took, _, seconds, microseconds, _] = fields[..] else {
+        return None;
     };
-    query.execute(connection).await.unwrap();
+    let done = UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_micros(microseconds);
+    Some(Sample {
+        due: done - Duration::from_micros(took),
+        took: took as f64 / 1000.0,
+    })
 }
