@@ -3,6 +3,7 @@
 //! Signatures are checked, conditional writes are honoured, and parts must be at least 5 MiB (but
 //! the last), as on AWS. Objects are files below the directory that its owner gives.
 
+mod assemble;
 mod body;
 mod service;
 mod uploads;

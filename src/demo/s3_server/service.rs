@@ -132,7 +132,10 @@ impl S3 for Bucket {
         let id = req.input.upload_id.clone();
         self.require_upload(&id)?;
         self.check_complete(&req.input)?;
-        let response = self.files.complete_multipart_upload(req).await?;
+        let response = match self.assemble(&req.input).await? {
+            Some(output) => S3Response::new(output),
+            None => self.files.complete_multipart_upload(req).await?,
+        };
         self.forget(&id);
         Ok(response)
     }
