@@ -1,5 +1,6 @@
 //! The encoder between dump and store.
 
+mod gzip;
 mod members;
 
 use std::fmt;
@@ -8,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::gzip::Gunzip;
 use self::members::Members;
 use crate::values::ValueError;
 

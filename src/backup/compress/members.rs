@@ -6,24 +6,23 @@ use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use libdeflater::{CompressionLvl, Compressor as Deflate};
 use zstd::bulk::Compressor as Zstd;
 
-use super::Packing;
+use super::{Packing, gzip};
 use crate::backup::priority;
 
-/// How much is packed at once: what lies further back cannot be referred to, so a block is many
-/// times the 32 KiB that gzip looks back, and as long as zstd's usual window.
+/// How much is packed at once: what lies further back cannot be referred to, so a block is as long as
+/// zstd's usual window.
 pub(super) fn block_bytes(packing: Packing) -> usize {
     match packing {
         Packing::Zstd(_) => 2 * 1024 * 1024,
-        Packing::Gzip(_) | Packing::None => 1024 * 1024,
+        Packing::Gzip(_) | Packing::None => gzip::BLOCK,
     }
 }
 
 /// Packs one block at a time; made once, because its tables are larger than a block's result.
 enum Packer {
-    Gzip(Box<Deflate>),
+    Gzip(Box<gzip::Packer>),
     Zstd(Zstd<'static>),
     None,
 }
@@ -31,11 +30,7 @@ enum Packer {
 impl Packer {
     fn new(packing: Packing) -> io::Result<Self> {
         Ok(match packing {
-            Packing::Gzip(level) => {
-                let level = i32::try_from(level.clamp(1, 9)).map_err(io::Error::other)?;
-                let level = CompressionLvl::new(level).map_err(|error| io::Error::other(format!("{error:?}")))?;
-                Self::Gzip(Box::new(Deflate::new(level)))
-            }
+            Packing::Gzip(level) => Self::Gzip(Box::new(gzip::Packer::new(level)?)),
             Packing::Zstd(level) => {
                 let mut zstd = Zstd::new(level)?;
                 zstd.include_checksum(true)?;
@@ -48,12 +43,7 @@ impl Packer {
     fn pack(&mut self, block: &mut Block) -> io::Result<()> {
         let Block { input, packed, length } = block;
         match self {
-            Self::Gzip(deflate) => {
-                let bound = deflate.gzip_compress_bound(input.len());
-                // It is never made shorter, so that it is filled with zeros only once.
-                packed.resize(bound.max(packed.len()), 0);
-                *length = deflate.gzip_compress(input, packed).map_err(io::Error::other)?;
-            }
+            Self::Gzip(gzip) => *length = gzip.pack(input, packed)?,
             Self::Zstd(zstd) => {
                 packed.clear();
                 packed.reserve(zstd::zstd_safe::compress_bound(input.len()));

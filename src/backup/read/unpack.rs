@@ -5,13 +5,12 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
 
-use flate2::read::MultiGzDecoder;
 use tokio::sync::mpsc;
 use tokio_util::bytes::{Buf, Bytes};
 
 use super::joined::Joined;
 use super::{QUEUE, ReadError};
-use crate::backup::compress::Packing;
+use crate::backup::compress::{Gunzip, Packing};
 use crate::backup::digest::{Measure, Meter};
 use crate::backup::dump::CHUNK;
 use crate::backup::form::Format;
@@ -102,29 +101,33 @@ impl Unpacking {
 
     fn unpack(&self, source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
         match self.packing {
-            Packing::Gzip(_) => self.walk(MultiGzDecoder::new(source), sink),
+            Packing::Gzip(_) => self.walk(Gunzip::new(source), sink),
             Packing::Zstd(_) => self.walk(zstd::Decoder::new(source).map_err(damaged)?, sink),
             Packing::None => self.walk(source, sink),
         }
     }
 
-    /// Unpacks on this thread, and walks what is unpacked on another.
+    /// Unpacks and measures on this thread, and walks what is unpacked on another.
     fn walk(&self, mut source: impl Read, sink: Sink) -> Result<(Measure, Walked), ReadError> {
         thread::scope(|scope| {
             let (next, pieces) = sync_channel(QUEUE);
             let (back, spent) = channel();
             let inspector = Inspector::new(self.format);
             let walking = scope.spawn(move || walk(inspector, &pieces, &back, sink));
-            let mut result = Ok(());
+            let (mut raw, mut result) = (Meter::new(), Ok(()));
             loop {
                 let mut piece: Vec<u8> = spent.try_recv().unwrap_or_default();
                 piece.clear();
                 piece.reserve_exact(CHUNK);
                 match source.by_ref().take(CHUNK as u64).read_to_end(&mut piece) {
                     Ok(0) => break,
-                    // Who is gone has a reason to tell.
-                    Ok(_) if next.send(piece).is_err() => break,
-                    Ok(_) => {}
+                    Ok(_) => {
+                        raw.update(&piece);
+                        // Who is gone has a reason to tell.
+                        if next.send(piece).is_err() {
+                            break;
+                        }
+                    }
                     Err(error) => {
                         result = Err(damaged(error));
                         break;
@@ -134,7 +137,7 @@ impl Unpacking {
             drop(next);
             let gone = |_| Err(ReadError::Local("the walking thread ended early".to_owned()));
             let walked = walking.join().unwrap_or_else(gone);
-            result.and(walked)
+            result.and(walked).map(|walked| (raw.finish(), walked))
         })
     }
 }
@@ -145,13 +148,11 @@ fn walk(
     pieces: &Receiver<Vec<u8>>,
     back: &Sender<Vec<u8>>,
     mut sink: Sink,
-) -> Result<(Measure, Walked), ReadError> {
+) -> Result<Walked, ReadError> {
     let walked = |error: WalkError| damaged(io::Error::other(error));
-    let mut raw = Meter::new();
     let mut joined = Joined::default();
     for piece in pieces {
         let contents = !inspector.is_past_contents();
-        raw.update(&piece);
         if let Sink::Nowhere = sink {
             inspector.feed(&piece).map_err(walked)?;
         } else {
@@ -165,7 +166,7 @@ fn walk(
         // At the end nobody fills them any more.
         let _ = back.send(piece);
     }
-    Ok((raw.finish(), inspector.finish().map_err(walked)?))
+    inspector.finish().map_err(walked)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` passes")]
