@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -198,6 +200,18 @@ impl From<Input> for Stdio {
     }
 }
 
+/// How much a pipe holds: what every user may have.
+const PIPE: usize = 1024 * 1024;
+
+/// Makes a pipe hold more than its usual 64 KiB, so that who reads finds the next piece when done with one,
+/// instead of waking who writes for a part of it at a time.
+pub fn widen(pipe: impl AsFd) {
+    // A user with many large pipes is refused one, and the usual size does too.
+    if let Err(error) = fcntl_setpipe_size(pipe, PIPE) {
+        tracing::debug!(%error, "a pipe could not be made larger");
+    }
+}
+
 impl Program {
     /// Starts a program that finds its server by environment; of the own environment's `PG*`
     /// nothing is left.
@@ -259,7 +273,11 @@ impl Program {
 
     /// Its standard input, once.
     pub fn stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
+        let stdin = self.child.stdin.take();
+        if let Some(stdin) = &stdin {
+            widen(stdin);
+        }
+        stdin
     }
 
     /// Waits for its end. May be cancelled and called again.

@@ -9,14 +9,11 @@ use std::time::Duration;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio, read};
-use rustix::pipe::fcntl_setpipe_size;
 use tokio::process::ChildStdout;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::dump::CHUNK;
-
-/// How much the pipe holds: what every user may have.
-const PIPE: usize = 1024 * 1024;
+use crate::backup::program::widen;
 
 /// How long some more may come before what is there is read. `pg_dump` writes 4 KiB at a time, and to be
 /// woken for each costs both sides more than to move it. The pipe has room for what it writes meanwhile.
@@ -49,10 +46,7 @@ impl DumpOutput {
     pub(super) fn new(stdout: ChildStdout) -> io::Result<(Self, Spent)> {
         let pipe = stdout.into_owned_fd()?;
         ioctl_fionbio(&pipe, true)?;
-        // A user with many large pipes is refused one, and the usual size does too.
-        if let Err(error) = fcntl_setpipe_size(&pipe, PIPE) {
-            tracing::debug!(%error, "the pipe from the dump could not be made larger");
-        }
+        widen(&pipe);
         let (back, spent) = channel();
         Ok((Self { pipe, spent }, Spent(back)))
     }
