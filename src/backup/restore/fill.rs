@@ -41,13 +41,26 @@ pub(super) async fn fill(request: &Restore<'_>, operation: &str) -> Result<(), J
         (Format::Plain, _, [script]) => vec![fill.script(script).await?],
         (Format::Custom, Some(schema), _) => fill.sections(schema, &archives).await?,
         (Format::Custom, None, [archive]) if request.jobs < 2 => vec![fill.stream(archive, true).await?],
-        (Format::Custom, None, [archive]) if spool::has_room(&request.spool_directory, archive.bytes_raw()) => {
+        (Format::Custom, None, [archive])
+            if !is_lopsided(request.manifest.tables.iter().map(|table| table.bytes))
+                && spool::has_room(&request.spool_directory, archive.bytes_raw()) =>
+        {
             vec![fill.file(archive).await?]
         }
         (Format::Custom, None, [archive]) => vec![fill.stream_and_build(archive).await?],
         _ => return Err(fill.failed("its manifest lists archives that do not belong together")),
     };
     fill.compare(&walked)
+}
+
+/// Whether one process that loads rows as they come is done before several that wait for the last of them:
+/// rows take about four times as long to load as to unpack, and the largest table is loaded by one process
+/// in any case.
+fn is_lopsided(tables: impl Iterator<Item = u64>) -> bool {
+    let (largest, all) = tables.fold((0, 0), |(largest, all): (u64, u64), bytes| {
+        (largest.max(bytes), all.saturating_add(bytes))
+    });
+    largest > 0 && largest >= all - all / 4
 }
 
 struct Fill<'a> {
@@ -228,4 +241,22 @@ async fn feed(mut stdin: Option<ChildStdin>, mut pieces: mpsc::Receiver<Bytes>) 
         stdin.as_mut()?.write_all(&piece).await.ok()?;
     }
     stdin
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_loaded_as_they_come_where_three_quarters_are_of_one_table() {
+        for (tables, lopsided) in [
+            (&[75, 20, 5][..], true),
+            (&[74, 21, 5], false),
+            (&[1], true),
+            (&[0, 0], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_lopsided(tables.iter().copied()), lopsided, "{tables:?}");
+        }
+    }
 }
