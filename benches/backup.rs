@@ -4,7 +4,7 @@
 //! Everything runs on one machine, one after the other, on one throwaway server, to one S3 server in
 //! a process of its own; what is printed is ratios. A program that is not installed is named and left
 //! out. `PGREEVE_BENCH_MIB` sets the size of the dump, 1024 by default, `PGREEVE_BENCH_REPEATS` how
-//! often each runs, 3 by default (the quickest counts), and `PGREEVE_BENCH_GIB` the size of the
+//! often each runs, 3 by default (in turn; the quickest counts), and `PGREEVE_BENCH_GIB` the size of the
 //! synthetic dump whose memory is measured, 20 by default. With arguments only what contains one of
 //! them in its name runs, `memory` being the last: `-- aws gzip:1 gzip:4`.
 
@@ -43,7 +43,7 @@ use self::ours::{How, Ours};
 /// Set for a child that is the S3 server: the directory of its bucket.
 const SERVER: &str = "PGREEVE_BENCH_SERVER";
 /// A row of the dump, about.
-const ROW: u64 = 330;
+const ROW: u64 = 300;
 
 fn main() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -111,7 +111,7 @@ struct Ran {
 
 impl Bench {
     async fn set_up() -> Self {
-        let settings = "autovacuum = off\nshared_buffers = 512MB\nmax_wal_size = 16GB\nwal_level = minimal\nmax_wal_senders = 0\ncheckpoint_timeout = 1h\nmaintenance_work_mem = 256MB";
+        let settings = "autovacuum = off\nshared_buffers = 512MB\nmax_wal_size = 16GB\ncheckpoint_timeout = 1h\nmaintenance_work_mem = 256MB";
         let cluster = tokio::task::spawn_blocking(move || Cluster::start(settings).unwrap())
             .await
             .unwrap();
@@ -208,64 +208,28 @@ impl Bench {
         started.elapsed().as_secs_f64()
     }
 
-    /// How large what a pipeline has stored is.
-    fn stored(&self) -> u64 {
-        let file = self.directory.path().join("size");
-        file.metadata().map_or(0, |found| found.len())
-    }
-
     fn dumps(&self, runtime: &tokio::runtime::Runtime) {
-        let nowhere = Self::best(|| Ran {
+        let mut ways = vec![Way::new("pg_dump to nowhere", || Ran {
             seconds: self.shell("$DUMP -Fc -Z0 >/dev/null"),
             bytes: 0,
-        });
-        let mib = self.raw() as f64 / 1024.0 / 1024.0;
-        line(&format!(
-            "a dump of {mib:.0} MiB; time by that of pg_dump to nowhere ({:.1} s)",
-            nowhere.seconds
-        ));
-        line(&format!("{:<48} {:>8} {:>8} {:>8}", "", "time", "MiB", "MiB/s"));
-        let print = |name: &str, ran: Ran| {
-            line(&format!(
-                "{name:<48} {:>8.2} {:>8.0} {:>8.0}",
-                ran.seconds / nowhere.seconds,
-                ran.bytes as f64 / 1024.0 / 1024.0,
-                mib / ran.seconds
-            ));
-        };
-        print("pg_dump to nowhere", nowhere);
-        let mut first = None;
+        })];
         for (name, needs, pack, send) in [
             ("pg_dump | gzip -6 | aws s3 cp", &["gzip", "aws"][..], "gzip -6", "$AWS"),
             ("pg_dump -Fc to a file", &[], "", ""),
             ("pg_dump | pigz | rclone rcat", &["pigz", "rclone"], "pigz", "$RCLONE"),
             ("pg_dump | zstd to a file", &["zstd"], "zstd -q", ""),
         ] {
+            let missing: Vec<&&str> = needs.iter().filter(|program| !installed(program)).collect();
             if !wanted(name) {
                 continue;
             }
-            let missing: Vec<&&str> = needs.iter().filter(|program| !installed(program)).collect();
             if !missing.is_empty() {
                 line(&format!("{name:<48} left out: {missing:?} not installed"));
                 continue;
             }
-            let script = match (pack, send) {
-                ("", _) => "$DUMP -Fc >size".to_owned(),
-                (pack, "") => format!("$DUMP | {pack} >size"),
-                (pack, send) => format!("$DUMP | {pack} | {send}"),
-            };
-            let mut ran = Self::best(|| Ran {
-                seconds: self.shell(&script),
-                bytes: 0,
-            });
-            if !send.is_empty() {
-                // Once more, without the clock.
-                self.shell(&format!("$DUMP | {pack} >size"));
-            }
-            ran.bytes = self.stored();
-            first.get_or_insert(ran);
-            print(name, ran);
+            ways.push(Way::new(name, move || self.others(pack, send)));
         }
+        let others = ways.len() > 1;
         for (packing, threads, parallel) in [
             (Packing::Gzip(1), 1, 1),
             (Packing::Gzip(2), 1, 1),
@@ -285,23 +249,55 @@ impl Bench {
                 threads,
                 parallel,
             });
-            let ran = Self::best(|| {
+            ways.push(Way::new(name, move || {
                 let started = Instant::now();
                 let report = runtime.block_on(ours.back_up());
                 Ran {
                     seconds: started.elapsed().as_secs_f64(),
                     bytes: report["bytes"].as_u64().unwrap(),
                 }
-            });
-            print(&name, ran);
-            let Some(first) = first else { continue };
-            line(&format!(
-                "{:<48} {:>8} {:>8}",
-                "  by the first of the others",
-                format!("{:.2}x", first.seconds / ran.seconds),
-                format!("{:+.1} %", (ran.bytes as f64 / first.bytes as f64 - 1.0) * 100.0)
-            ));
+            }));
         }
+        let ran = best(&mut ways);
+        let mib = self.raw() as f64 / 1024.0 / 1024.0;
+        line(&format!(
+            "a dump of {mib:.0} MiB; time by that of pg_dump to nowhere ({:.1} s)",
+            ran[0].seconds
+        ));
+        line(&format!("{:<48} {:>8} {:>8} {:>8}", "", "time", "MiB", "MiB/s"));
+        for (way, its) in ways.iter().zip(&ran) {
+            line(&format!(
+                "{:<48} {:>8.2} {:>8.0} {:>8.0}",
+                way.name,
+                its.seconds / ran[0].seconds,
+                its.bytes as f64 / 1024.0 / 1024.0,
+                mib / its.seconds
+            ));
+            if others && way.name.starts_with("pgreeve") {
+                line(&format!(
+                    "{:<48} {:>8} {:>8}",
+                    "  by the first of the others",
+                    format!("{:.2}x", ran[1].seconds / its.seconds),
+                    format!("{:+.1} %", (its.bytes as f64 / ran[1].bytes as f64 - 1.0) * 100.0)
+                ));
+            }
+        }
+    }
+
+    /// What people write.
+    fn others(&self, pack: &str, send: &str) -> Ran {
+        let seconds = self.shell(&match (pack, send) {
+            ("", _) => "$DUMP -Fc >size".to_owned(),
+            (pack, "") => format!("$DUMP | {pack} >size"),
+            (pack, send) => format!("$DUMP | {pack} | {send}"),
+        });
+        let stored = if send.is_empty() {
+            "size"
+        } else {
+            "s3/pgreeve-demo/other"
+        };
+        let bytes = self.directory.path().join(stored).metadata().unwrap().len();
+        Ran { seconds, bytes }
     }
 
     /// How large the dump is before it is packed.
@@ -330,19 +326,15 @@ impl Bench {
         {
             return;
         }
-        line("");
         self.shell("$DUMP -Fc -f local.dump");
-        let local = Self::best(|| {
-            runtime.block_on(ours::drop_database(&self.cluster.target("postgres")));
+        let admin = self.cluster.target("postgres");
+        let mut all = vec![Way::new("pg_restore -j2 from a local file", || {
+            runtime.block_on(ours::drop_database(&admin));
             Ran {
                 seconds: self.shell("$CREATEDB -T template0 restored; $RESTORE -j2 -e -d restored local.dump"),
                 bytes: 0,
             }
-        });
-        line(&format!(
-            "restore by two processes; time by pg_restore -j2 from a local file ({:.1} s)",
-            local.seconds
-        ));
+        })];
         for (packing, parallel) in ways {
             let name = name(packing, parallel);
             if !wanted(&name) {
@@ -353,27 +345,59 @@ impl Bench {
                 threads: 1,
                 parallel,
             });
-            runtime.block_on(ours.back_up());
-            let ran = Self::best(|| {
-                runtime.block_on(ours::drop_database(&self.cluster.target("postgres")));
+            let backup = runtime.block_on(ours.back_up());
+            let id: String = backup["backup_id"].as_str().unwrap().to_owned();
+            let admin = &admin;
+            all.push(Way::new(name, move || {
+                runtime.block_on(ours::drop_database(admin));
                 let started = Instant::now();
-                runtime.block_on(ours.restore(2));
+                runtime.block_on(ours.restore(&id, 2));
                 Ran {
                     seconds: started.elapsed().as_secs_f64(),
                     bytes: 0,
                 }
-            });
-            line(&format!("{name:<48} {:>8.2}", ran.seconds / local.seconds));
+            }));
+        }
+        let ran = best(&mut all);
+        line("");
+        line(&format!(
+            "restore by two processes; time by pg_restore -j2 from a local file ({:.1} s)",
+            ran[0].seconds
+        ));
+        for (way, its) in all.iter().zip(&ran).skip(1) {
+            line(&format!("{:<48} {:>8.2}", way.name, its.seconds / ran[0].seconds));
         }
     }
+}
 
-    /// The quickest of some runs: what other work on the machine adds is noise.
-    fn best(mut run: impl FnMut() -> Ran) -> Ran {
-        (0..number("PGREEVE_BENCH_REPEATS", 3))
-            .map(|_| run())
-            .min_by(|a, b| a.seconds.total_cmp(&b.seconds))
-            .unwrap()
+/// One way to make a backup, or to restore it.
+struct Way<'a> {
+    name: String,
+    run: Box<dyn FnMut() -> Ran + 'a>,
+}
+
+impl<'a> Way<'a> {
+    fn new(name: impl Into<String>, run: impl FnMut() -> Ran + 'a) -> Self {
+        Self {
+            name: name.into(),
+            run: Box::new(run),
+        }
     }
+}
+
+/// The quickest of some runs of each: what other work on the machine adds is noise. They run in turn, so that a
+/// machine that becomes slow does so for all.
+fn best(ways: &mut [Way<'_>]) -> Vec<Ran> {
+    let mut quickest: Vec<Option<Ran>> = vec![None; ways.len()];
+    for _ in 0..number("PGREEVE_BENCH_REPEATS", 3) {
+        for (way, quickest) in ways.iter_mut().zip(&mut quickest) {
+            let ran = (way.run)();
+            if quickest.is_none_or(|before| ran.seconds < before.seconds) {
+                *quickest = Some(ran);
+            }
+        }
+    }
+    quickest.into_iter().flatten().collect()
 }
 
 fn installed(program: &str) -> bool {

@@ -109,13 +109,14 @@ impl Ours {
         report.body
     }
 
-    /// Restores the newest backup, every digest compared.
-    pub(crate) async fn restore(&self, jobs: u32) {
+    /// Restores a backup, every digest compared.
+    pub(crate) async fn restore(&self, id: &str, jobs: u32) {
         let store = self.store.open().await.unwrap();
         let catalog = catalog::list(store.as_ref(), Filter::default()).await.unwrap();
+        let backup = catalog.backups.iter().find(|backup| backup.manifest.id == id);
         restore(Restore {
             store,
-            manifest: &catalog.backups.last().unwrap().manifest,
+            manifest: &backup.unwrap().manifest,
             programs: &Programs::find().unwrap(),
             admin: &self.admin,
             into: RESTORED,
