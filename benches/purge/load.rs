@@ -67,7 +67,13 @@ impl Load {
             pgbench.args(["--file", name]);
         }
         let mut pgbench = pgbench
-            .args(["--no-vacuum", "--protocol=prepared", "--client=4", "--time=600", "--log"])
+            .args([
+                "--no-vacuum",
+                "--protocol=prepared",
+                "--client=4",
+                "--time=600",
+                "--log",
+            ])
             .arg(format!("--rate={RATE}"))
             .envs([("PGHOST", &target.host), ("PGDATABASE", &target.dbname)])
             .envs([("PGUSER", "postgres"), ("PGAPPNAME", "load")])

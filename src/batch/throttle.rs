@@ -17,8 +17,8 @@ use crate::ledger::batches::Footprint;
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// How often they are read while the run waits.
 const WAIT: Duration = Duration::from_millis(500);
-/// Beside others a run rests so many times as long as it works,
-const REST: u32 = 2;
+/// Beside others a run rests so long for each hundred that it works,
+const REST_PERCENT: u32 = 150;
 /// and at least so long.
 const LEAST_REST: Duration = Duration::from_millis(4);
 
@@ -200,7 +200,7 @@ impl Yielding {
     async fn rest(&mut self, context: &JobContext, last: Weight, until: Instant, hurry: bool) {
         let mut rest = Duration::ZERO;
         if (self.beside_others() || last.footprint.waiters > 0) && !last.elapsed.is_zero() && !hurry {
-            rest = (last.elapsed * REST).max(LEAST_REST);
+            rest = (last.elapsed * REST_PERCENT / 100).max(LEAST_REST);
         }
         if let Some(rate) = self.throttle.wal_rate.filter(|rate| *rate > 0) {
             #[expect(clippy::cast_precision_loss, reason = "a rate")]
