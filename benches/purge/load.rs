@@ -83,7 +83,9 @@ impl Load {
             .spawn()
             .unwrap();
         // How it ends says nothing: it is made to.
-        let ended = tokio::task::spawn_blocking(move || drop(pgbench.wait().unwrap()));
+        let ended = tokio::task::spawn_blocking(move || {
+            let _ = pgbench.wait().unwrap();
+        });
         Self {
             directory,
             target: target.clone(),

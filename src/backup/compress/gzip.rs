@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn members_unpack_here_and_everywhere_else() {
-        for block in [&b""[..], b"one", &[7; BLOCK], &noise(BLOCK), &noise(BLOCK - 1)] {
+        for block in [&b""[..], b"one", &vec![7; BLOCK], &noise(BLOCK), &noise(BLOCK - 1)] {
             let twice = [member(block), member(block)].concat();
             let expected = [block, block].concat();
             assert!(unpacked(&twice).unwrap() == expected);
