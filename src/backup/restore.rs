@@ -41,7 +41,8 @@ pub struct Restore<'a> {
     /// Whether roles that the server lacks are created from the backup, without passwords.
     pub create_roles: bool,
     /// How many processes load rows, build indexes and check constraints. The rows of an archive are loaded
-    /// by several only if `spool_directory` has room for all of it.
+    /// by several only if `spool_directory` has room for all of it, and less than three quarters of them are
+    /// of one table.
     pub jobs: u32,
     /// Where an archive lies while several processes read it.
     pub spool_directory: PathBuf,

@@ -259,8 +259,8 @@ pub(super) struct RestoreArguments {
     #[arg(long, conflicts_with = "no_owner")]
     pub(super) create_roles: bool,
     /// How many processes load rows, build indexes and check constraints. With more than one the dump
-    /// goes through a file in $TMPDIR; where it has no room, and the backup was not made with
-    /// `parallel`, one process loads the rows as they come.
+    /// goes through a file in $TMPDIR. Where that has no room, or three quarters of the rows are of one
+    /// table, one process loads the rows as they come, unless the backup was made with `parallel`.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) jobs: u32,
     /// The age identity that opens an encrypted backup: a file that `age-keygen` made.
