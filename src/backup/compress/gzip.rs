@@ -46,9 +46,10 @@ impl Packer {
         let four = |number: usize| u32::try_from(number).map(u32::to_le_bytes).map_err(io::Error::other);
         header.copy_from_slice(&[&START[..], &four(length)?].concat());
         let footer = [crc32(block).to_le_bytes(), four(block.len())?].concat();
-        if let Some(place) = rest.get_mut(packed..packed + FOOTER) {
-            place.copy_from_slice(&footer);
-        }
+        let place = rest.get_mut(packed..packed + FOOTER);
+        place
+            .ok_or_else(|| io::Error::other("a packed block leaves no room for its sums"))?
+            .copy_from_slice(&footer);
         Ok(length)
     }
 }
