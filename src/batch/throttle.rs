@@ -17,7 +17,7 @@ use crate::ledger::batches::Footprint;
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// How often they are read while the run waits.
 const WAIT: Duration = Duration::from_millis(500);
-/// Beside others a run rests so long for each hundred that it works,
+/// Beside others a run rests for so many hundredths of the time that a batch took,
 const REST_PERCENT: u32 = 150;
 /// and at least so long.
 const LEAST_REST: Duration = Duration::from_millis(4);
