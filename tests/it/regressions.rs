@@ -189,6 +189,18 @@ async fn dropped_role_399() {
 #[tokio::test]
 async fn log_store_timeout_153() {
     let (stuck, healthy) = (slow_events(300).await, slow_events(10).await);
+    // The purge says that it deletes, and waits there for the lock below: it cannot end before it.
+    stuck
+        .execute(
+            "CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 PERFORM pg_advisory_xact_lock(153);
+                 WHILE NOT EXISTS (SELECT FROM pg_locks WHERE relation = 'pgreeve.run'::regclass AND mode = 'ShareLock' AND granted) LOOP
+                     PERFORM pg_sleep(0.01);
+                 END LOOP;
+                 RETURN OLD;
+             END $$",
+        )
+        .await;
     let urls = (
         cluster().await.url_as("postgres", &stuck.name),
         cluster().await.url_as("postgres", &healthy.name),
@@ -210,7 +222,12 @@ async fn log_store_timeout_153() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    a_batch(&stuck).await;
+    until("the purge deletes", async || {
+        stuck
+            .value::<bool>("SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database d ON d.oid = database AND datname = current_database() WHERE locktype = 'advisory' AND objid = 153)")
+            .await
+    })
+    .await;
     // Nobody can write to the run's row for longer than a statement waits for a lock.
     let mut blocker = stuck.connect().await;
     let mut transaction = blocker.begin().await.unwrap();
