@@ -5,7 +5,7 @@ use sqlx::{Connection, Executor};
 use crate::figures::{Verdict, median};
 use crate::ground::Ground;
 use crate::line;
-use crate::ways::{Ran, Way};
+use crate::ways::{Watched, Way};
 
 /// How often the quick ways are run; the slow ones are run once.
 const ROUNDS: u32 = 3;
@@ -15,7 +15,7 @@ struct Row {
     way: Way,
     seconds: Vec<f64>,
     processor: Vec<f64>,
-    runs: Vec<Ran>,
+    runs: Vec<Watched>,
 }
 
 impl Row {
@@ -30,12 +30,12 @@ impl Row {
     }
 
     fn longest(&self) -> (f64, f64) {
-        let most = |of: fn(&Ran) -> f64| self.runs.iter().map(of).fold(0.0, f64::max);
-        (most(|ran| ran.longest.0), most(|ran| ran.longest.1))
+        let most = |of: fn(&Watched) -> f64| self.runs.iter().map(of).fold(0.0, f64::max);
+        (most(|run| run.longest.0), most(|run| run.longest.1))
     }
 
     fn slope(&self) -> f64 {
-        median(self.runs.iter().map(|ran| ran.slope))
+        median(self.runs.iter().map(|run| run.ran.slope))
     }
 }
 
@@ -111,16 +111,16 @@ async fn rows(ground: &Ground, pinned: bool) -> Vec<Row> {
             if round > 0 && !matches!(row.way, Way::Single | Way::Pgreeve) {
                 continue;
             }
-            let (ran, processor) = run(ground, row.way, pinned).await;
-            row.seconds.push(ran.seconds);
+            let (watched, processor) = run(ground, row.way, pinned).await;
+            row.seconds.push(watched.ran.seconds);
             row.processor.push(processor);
-            row.runs.push(ran);
+            row.runs.push(watched);
         }
     }
     rows
 }
 
-async fn run(ground: &Ground, way: Way, pinned: bool) -> (Ran, f64) {
+async fn run(ground: &Ground, way: Way, pinned: bool) -> (Watched, f64) {
     let target = ground.copy().await;
     let mut old = target.connect("pgreeve:old").await.unwrap();
     if pinned {
@@ -128,8 +128,8 @@ async fn run(ground: &Ground, way: Way, pinned: bool) -> (Ran, f64) {
         old.execute("SELECT count(*) FROM pg_class").await.unwrap();
     }
     let before = ground.processor();
-    let ran = way.run(&target).await;
+    let watched = way.watched(&target).await;
     let processor = ground.processor() - before;
     old.close().await.unwrap();
-    (ran, processor)
+    (watched, processor)
 }

@@ -31,10 +31,15 @@ pub(crate) enum Way {
 /// How one run went.
 pub(crate) struct Ran {
     pub(crate) seconds: f64,
-    /// The longest transaction that held locks on rows, and the longest that only read.
-    pub(crate) longest: (f64, f64),
     /// Time per row of the last tenth of the batches by that of the first.
     pub(crate) slope: f64,
+}
+
+/// How one run went, and what was seen of it from outside.
+pub(crate) struct Watched {
+    pub(crate) ran: Ran,
+    /// The longest transaction that held locks on rows, and the longest that only read.
+    pub(crate) longest: (f64, f64),
 }
 
 impl Way {
@@ -47,9 +52,20 @@ impl Way {
         }
     }
 
-    pub(crate) async fn run(self, target: &ConnectTarget) -> Ran {
+    /// Runs it once, and watches its transactions from outside.
+    pub(crate) async fn watched(self, target: &ConnectTarget) -> Watched {
         let stop = CancellationToken::new();
         let watch = tokio::spawn(watch(target.clone(), stop.clone()));
+        let ran = self.run(target).await;
+        stop.cancel();
+        Watched {
+            ran,
+            longest: watch.await.unwrap(),
+        }
+    }
+
+    /// Runs it once.
+    pub(crate) async fn run(self, target: &ConnectTarget) -> Ran {
         let mut connection = target.connect("purge").await.unwrap();
         let started = Instant::now();
         let batches = match self {
@@ -70,10 +86,8 @@ impl Way {
             connection.close().await.unwrap();
             (seconds, batches)
         };
-        stop.cancel();
         Ran {
             seconds,
-            longest: watch.await.unwrap(),
             slope: slope(&batches),
         }
     }
