@@ -22,7 +22,7 @@ pub(super) const ALONE: Aim = Aim {
 /// While other sessions work. Their commits wait until the WAL before them is on the disk, ours too.
 pub(super) const BESIDE_OTHERS: Aim = Aim {
     time: Duration::from_millis(5),
-    wal: 1 << 20,
+    wal: 704 << 10,
 };
 
 /// The part of what a batch should be that a larger one is expected to reach.

@@ -17,9 +17,7 @@ use crate::ledger::batches::Footprint;
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 /// How often they are read while the run waits.
 const WAIT: Duration = Duration::from_millis(500);
-/// Beside others a run rests for so many hundredths of the time that a batch took,
-const REST_PERCENT: u32 = 150;
-/// and at least so long.
+/// Beside others a run rests for as long as a batch took, and at least so long.
 const LEAST_REST: Duration = Duration::from_millis(4);
 
 /// `[jobs.NAME] throttle = { … }`: when a run yields. `None` is "off".
@@ -200,7 +198,7 @@ impl Yielding {
     async fn rest(&mut self, context: &JobContext, last: Weight, until: Instant, hurry: bool) {
         let mut rest = Duration::ZERO;
         if (self.beside_others() || last.footprint.waiters > 0) && !last.elapsed.is_zero() && !hurry {
-            rest = (last.elapsed * REST_PERCENT / 100).max(LEAST_REST);
+            rest = last.elapsed.max(LEAST_REST);
         }
         if let Some(rate) = self.throttle.wal_rate.filter(|rate| *rate > 0) {
             #[expect(clippy::cast_precision_loss, reason = "a rate")]
