@@ -239,6 +239,7 @@ impl Bench {
             (Packing::Gzip(4), 2, 2),
             (Packing::Zstd(3), 1, 1),
             (Packing::Zstd(1), 1, 1),
+            (Packing::Zstd(1), 2, 2),
         ] {
             let name = format!("pgreeve, {packing}, threads = {threads}, parallel = {parallel}");
             if !wanted(&name) {

@@ -85,7 +85,8 @@ impl S3Upload {
             })?;
         let sum = self.store.sum(&operation, body.clone()).await?;
         let answer = attempts(&operation, self.store.limits().of_part(body.len()), || async {
-            self.store
+            let request = self
+                .store
                 .client()
                 .upload_part()
                 .bucket(self.store.bucket())
@@ -96,6 +97,14 @@ impl S3Upload {
                 .set_checksum_crc32(sum.crc32.clone())
                 .set_content_md5(sum.md5.clone())
                 .body(body.clone().into())
+                .customize();
+            // The signature covers the header with the body's SHA-256; to sign the body too is to compute the
+            // same digest again, here and at the server.
+            let request = match sum.sha256 {
+                Some(_) => request.disable_payload_signing(),
+                None => request,
+            };
+            request
                 .send()
                 .await
                 .map_err(|error| self.store.failure(&operation, &error))

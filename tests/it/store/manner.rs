@@ -113,6 +113,31 @@ async fn a_checksum_is_sent_as_the_settings_say() {
 }
 
 #[tokio::test]
+async fn no_part_goes_without_a_signed_digest_and_none_is_digested_twice() {
+    for checksum in [Checksum::Sha256, Checksum::Crc32, Checksum::Md5, Checksum::None] {
+        let network = Network::start_summing(checksum).await;
+        let (upload, parts) = network.uploaded(&key("app/data")).await;
+        upload.complete(parts).await.unwrap();
+        let part = &network.proxy.calls(|call| call.is_part(1))[0];
+        let signed = part.header("authorization").unwrap();
+        let signed = signed
+            .split("SignedHeaders=")
+            .nth(1)
+            .unwrap()
+            .split(',')
+            .next()
+            .unwrap();
+        let body_is_signed = part.header("x-amz-content-sha256") != Some("UNSIGNED-PAYLOAD");
+        let sum_is_signed = signed.split(';').any(|header| header == "x-amz-checksum-sha256");
+        assert_eq!(
+            (body_is_signed, sum_is_signed),
+            (checksum != Checksum::Sha256, checksum == Checksum::Sha256),
+            "{part:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_probe_finds_out_what_a_bucket_is_capable_of() {
     let network = Network::start_as(limits(), locked).await;
     network
