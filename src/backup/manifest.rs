@@ -156,7 +156,8 @@ pub struct Object {
     pub sha256: String,
     /// How many parts it was sent in; 0 for one piece.
     pub parts: u32,
-    /// The size, unpacked, of all objects of this archive joined in their order: on the last of them.
+    /// The size, unpacked, of all objects of this archive joined in their order: on the last of them. In a
+    /// packed dump chunks are longer than `pg_dump` made them, so it is less than that wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_raw: Option<u64>,
     /// The SHA-256 of the same, unpacked.

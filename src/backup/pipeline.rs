@@ -24,7 +24,8 @@ pub use self::pace::Pace;
 use self::part_writer::PartWriter;
 pub use self::sender::{Open, OpenObject};
 use self::sender::{PARTS_IN_FLIGHT, Sender};
-use self::stages::{Piece, WalkedStream};
+use self::stages::{Piece, Walk, WalkedStream};
+use super::compress::Packing;
 use super::digest::Measure;
 use super::form::Form;
 use super::parts::PartSizes;
@@ -181,7 +182,7 @@ impl Moved {
 pub struct Streamed {
     /// What the archive holds.
     pub walked: Walked,
-    /// The dump's size and digest before it was packed.
+    /// The archive's size and digest before it was packed.
     pub raw: Measure,
     /// What `pg_dump` had to say.
     pub messages: Messages,
@@ -216,12 +217,21 @@ pub async fn run(job: Job, program: Program, stdout: tokio::process::ChildStdout
     let (to_pack, from_walk) = mpsc::channel::<Piece>(QUEUE);
     let (to_send, from_pack) = mpsc::channel(PARTS_IN_FLIGHT);
     let (vouch, vouched) = oneshot::channel();
-    let (output, spent) = DumpOutput::new(stdout).map_err(|error| stages::unreadable(&error))?;
+    let output = DumpOutput::new(stdout).map_err(|error| stages::unreadable(&error))?;
+    let (spent, spare) = output::pool();
 
     let supervise = tokio::spawn(stages::supervise(program, vouch, verdict.clone()));
     let walk = stages::thread("pgreeve-walk", {
-        let (verdict, moved, format) = (verdict.clone(), job.moved.clone(), job.form.format);
-        move || stages::walk(output, vouched, &to_pack, Inspector::new(format), &moved, &verdict)
+        let walk = Walk {
+            dump: output,
+            spare,
+            inspector: Inspector::new(job.form.format),
+            // What is not packed is stored as `pg_dump` wrote it.
+            joins: job.form.packing != Packing::None,
+            moved: job.moved.clone(),
+            verdict: verdict.clone(),
+        };
+        move || walk.run(vouched, &to_pack)
     });
     let pack = stages::thread("pgreeve-pack", {
         let verdict = verdict.clone();

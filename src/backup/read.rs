@@ -1,6 +1,5 @@
 //! Reads a backup's dump out of its store, unpacked, and compares every byte with the manifest.
 
-mod joined;
 mod unpack;
 
 use std::sync::Arc;

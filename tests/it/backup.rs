@@ -183,6 +183,32 @@ async fn zstd_and_several_threads_need_no_pgreeve_to_restore_either() {
 }
 
 #[tokio::test]
+async fn a_packed_dump_has_no_chunk_for_each_row_and_the_same_rows() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let mut bench = Bench::new(Arc::clone(&store)).await.with_bulk().await;
+    let mut made = Vec::new();
+    for packing in [Packing::None, Packing::Gzip(1), Packing::Zstd(1)] {
+        bench.job.settings.compress = packing;
+        bench.run().await.unwrap();
+        let catalog = catalog::list(store.as_ref(), Filter::default()).await.unwrap();
+        let mut manifests = catalog.backups.into_iter().map(|entry| entry.manifest);
+        made.extend(manifests.find(|manifest| manifest.packing() == Ok(packing)));
+    }
+    let [plain, gzip, zstd] = made.as_slice() else {
+        panic!("{made:?}");
+    };
+    let bulk = |manifest: &Manifest| manifest.tables.iter().find(|table| table.name == "bulk").cloned();
+    for packed in [gzip, zstd] {
+        assert_eq!(bulk(packed), bulk(plain));
+        // Five bytes for each of 12,000 rows, but for those that begin a piece.
+        assert!(plain.bytes_raw() - packed.bytes_raw() > 59_000, "{packed:?}");
+        verify::read_through(Arc::clone(&store), packed, Progress::new(), None)
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_dump_past_the_part_limit_goes_on_in_segments() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let mut bench = Bench::new(Arc::clone(&store)).await.with_bulk().await;

@@ -28,8 +28,10 @@ const LOOK: Timespec = Timespec {
 /// The reading end.
 pub(super) struct DumpOutput {
     pipe: OwnedFd,
-    spent: Receiver<Vec<u8>>,
 }
+
+/// Pieces to be filled again.
+pub(super) struct Spare(Receiver<Vec<u8>>);
 
 /// Takes pieces back, to be filled again.
 pub(super) struct Spent(Sender<Vec<u8>>);
@@ -41,34 +43,46 @@ impl Spent {
     }
 }
 
+impl Spare {
+    /// An empty one, which has room if it comes from there.
+    pub(super) fn take(&self) -> Vec<u8> {
+        let mut piece = self.0.try_recv().unwrap_or_default();
+        piece.clear();
+        piece
+    }
+}
+
+/// The way of the pieces back from where they are spent.
+pub(super) fn pool() -> (Spent, Spare) {
+    let (back, spent) = channel();
+    (Spent(back), Spare(spent))
+}
+
 impl DumpOutput {
     /// To be called on the runtime.
-    pub(super) fn new(stdout: ChildStdout) -> io::Result<(Self, Spent)> {
+    pub(super) fn new(stdout: ChildStdout) -> io::Result<Self> {
         let pipe = stdout.into_owned_fd()?;
         ioctl_fionbio(&pipe, true)?;
         widen(&pipe);
-        let (back, spent) = channel();
-        Ok((Self { pipe, spent }, Spent(back)))
+        Ok(Self { pipe })
     }
 
-    /// The next piece, of [`CHUNK`] bytes; shorter only as the last one, then empty for ever. `None` when it
-    /// is stopped.
-    pub(super) fn read(&mut self, stop: &CancellationToken) -> io::Result<Option<Vec<u8>>> {
-        let mut piece = self.spent.try_recv().unwrap_or_default();
-        piece.clear();
+    /// Fills `piece`, which is empty, with [`CHUNK`] bytes; with less only as the last one, then with none
+    /// for ever. `None` when it is stopped.
+    pub(super) fn read(&self, piece: &mut Vec<u8>, stop: &CancellationToken) -> io::Result<Option<()>> {
         piece.reserve_exact(CHUNK);
         while piece.len() < CHUNK {
             if stop.is_cancelled() {
                 return Ok(None);
             }
-            match read(&self.pipe, spare_capacity(&mut piece)) {
+            match read(&self.pipe, spare_capacity(piece)) {
                 Ok(0) => break,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait()?,
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Some(piece))
+        Ok(Some(()))
     }
 
     /// Until there is something to read, or it is time to look whether to stop.

@@ -1,20 +1,20 @@
 //! The stages before the store: reading, walking, packing.
 
 use std::io::{self, Write};
-use std::thread;
+use std::{mem, thread};
 
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::output::{DumpOutput, Spent};
+use super::output::{DumpOutput, Spare, Spent};
 use super::part_writer::PartWriter;
 use super::{Moved, PipelineError, Stage, Verdict};
 use crate::backup::digest::{Measure, Meter};
 use crate::backup::form::Form;
 use crate::backup::priority;
 use crate::backup::program::{Messages, Program};
-use crate::backup::walker::{Inspector, Walked};
+use crate::backup::walker::{Inspector, Joined, WalkError, Walked};
 
 /// What passes between two stages.
 pub(super) enum Piece {
@@ -81,35 +81,55 @@ pub(super) async fn supervise(
 
 /// Reads the archive and walks it. One thread does both: read and looked at at once, a piece is still
 /// in the processor's cache.
-pub(super) fn walk(
-    mut dump: DumpOutput,
-    vouched: oneshot::Receiver<()>,
-    next: &mpsc::Sender<Piece>,
-    mut inspector: Inspector,
-    moved: &Moved,
-    verdict: &Verdict,
-) -> Option<WalkedStream> {
-    let mut raw = Meter::new();
-    let unreadable = |error: io::Error| verdict.fail(unreadable(&error));
-    let broken = |error| verdict.fail(PipelineError::stage(Stage::Walk, false, error));
-    loop {
-        let piece = dump.read(&verdict.stop).map_err(unreadable).ok()??;
-        if piece.is_empty() {
-            break;
+pub(super) struct Walk {
+    pub(super) dump: DumpOutput,
+    pub(super) spare: Spare,
+    pub(super) inspector: Inspector,
+    /// Whether chunks that follow each other are joined, see [`Joined`].
+    pub(super) joins: bool,
+    pub(super) moved: Moved,
+    pub(super) verdict: Verdict,
+}
+
+impl Walk {
+    /// `vouched`: the dump's program has ended well.
+    pub(super) fn run(mut self, vouched: oneshot::Receiver<()>, next: &mpsc::Sender<Piece>) -> Option<WalkedStream> {
+        let verdict = self.verdict.clone();
+        let broken = |error: &WalkError| verdict.fail(PipelineError::stage(Stage::Walk, false, error));
+        let mut raw = Meter::new();
+        let mut piece = Vec::new();
+        loop {
+            let read = self.dump.read(&mut piece, &verdict.stop);
+            read.map_err(|error| verdict.fail(unreadable(&error))).ok()??;
+            if piece.is_empty() {
+                break;
+            }
+            self.moved.add(piece.len());
+            let walked = self.walk(&mut piece).map_err(|error| broken(&error)).ok()?;
+            raw.update(&walked);
+            next.blocking_send(Piece::Data(walked)).ok()?;
         }
-        raw.update(&piece);
-        inspector.feed(&piece).map_err(broken).ok()?;
-        moved.add(piece.len());
-        next.blocking_send(Piece::Data(piece)).ok()?;
+        // The end of the output is not yet the success of the program.
+        vouched.blocking_recv().ok()?;
+        let archive = self.inspector.finish().map_err(|error| broken(&error)).ok()?;
+        next.blocking_send(Piece::End).ok()?;
+        Some(WalkedStream {
+            archive,
+            raw: raw.finish(),
+        })
     }
-    // The end of the output is not yet the success of the program.
-    vouched.blocking_recv().ok()?;
-    let archive = inspector.finish().map_err(broken).ok()?;
-    next.blocking_send(Piece::End).ok()?;
-    Some(WalkedStream {
-        archive,
-        raw: raw.finish(),
-    })
+
+    /// Walks a piece, leaves it empty, and answers with what is to be stored of it.
+    fn walk(&mut self, piece: &mut Vec<u8>) -> Result<Vec<u8>, WalkError> {
+        if !self.joins {
+            self.inspector.feed(piece)?;
+            return Ok(mem::replace(piece, self.spare.take()));
+        }
+        let mut joined = Joined::within(self.spare.take(), piece.len());
+        self.inspector.feed_and_tell(piece, |passed| joined.add(passed))?;
+        piece.clear();
+        Ok(joined.into_bytes())
+    }
 }
 
 pub(super) fn unreadable(error: &io::Error) -> PipelineError {

@@ -8,14 +8,13 @@ use std::thread;
 use tokio::sync::mpsc;
 use tokio_util::bytes::{Buf, Bytes};
 
-use super::joined::Joined;
 use super::{QUEUE, ReadError};
 use crate::backup::compress::{Gunzip, Packing};
 use crate::backup::digest::{Measure, Meter};
 use crate::backup::dump::CHUNK;
 use crate::backup::form::Format;
 use crate::backup::seal::{Identities, UnsealError};
-use crate::backup::walker::{Inspector, WalkError, Walked};
+use crate::backup::walker::{Inspector, Joined, WalkError, Walked};
 
 /// Where what is unpacked goes.
 pub enum Sink {

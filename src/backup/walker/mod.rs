@@ -8,6 +8,7 @@
 //! Known are the archive versions 1.14 (PostgreSQL 12 to 15), 1.15 (16) and 1.16 (17 and later).
 //! Another version is walked `opaque`: nothing is known of it but its version.
 
+mod joined;
 mod script;
 mod table;
 mod toc;
@@ -17,6 +18,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::joined::Joined;
 pub use self::script::{PLAIN, Script};
 use self::table::Rows;
 use self::toc::{Content, Toc};
@@ -169,7 +171,8 @@ impl Inspector {
 /// What passed of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passed<'a> {
-    /// Data of a block, or a piece of it: what the chunks hold, without their lengths.
+    /// Data of a block, or a piece of it: what the chunks hold, without their lengths. Not of an archive
+    /// whose contents say where a block begins: nothing of it may be moved.
     Data(&'a [u8]),
     /// The data has ended: the empty chunk.
     DataEnd,
@@ -278,6 +281,7 @@ impl Walker {
             self.offset = self.offset.saturating_add(used.len() as u64);
             result.map_err(|Malformed(problem)| self.fail(problem))?;
             match (state, self.state) {
+                _ if self.toc.has_positions() => tell(Passed::Other(used)),
                 (State::Chunk(_), _) => tell(Passed::Data(used)),
                 (State::ChunkLength, State::ChunkLength | State::Chunk(_)) => {}
                 (State::ChunkLength, _) => tell(Passed::DataEnd),

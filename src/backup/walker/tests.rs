@@ -147,6 +147,30 @@ fn every_truncation_is_an_error() {
     }
 }
 
+/// The archive with longer chunks.
+fn join(pieces: &[&[u8]]) -> Vec<u8> {
+    let mut walker = Walker::new();
+    let mut whole = Vec::new();
+    for piece in pieces {
+        let mut joined = Joined::within(Vec::new(), piece.len());
+        walker.feed_and_tell(piece, |passed| joined.add(passed)).unwrap();
+        whole.extend(joined.into_bytes());
+    }
+    whole
+}
+
+#[test]
+fn an_archive_that_says_where_its_blocks_begin_is_not_changed() {
+    let mut archive = Archive::new(14);
+    archive.int(1);
+    archive.entry(3, true, "TABLE DATA", ("public", "events"), "app");
+    let position = archive.bytes.len() - 9;
+    archive.block(3, &["1\n", "2\n", "\\.\n\n\n"]);
+    assert!(join(&[&archive.bytes]).len() < archive.bytes.len());
+    archive.bytes[position] = 2;
+    assert_eq!(join(&[&archive.bytes]), archive.bytes);
+}
+
 #[test]
 fn what_follows_the_last_block_is_an_error() {
     let mut archive = example(14);
@@ -220,6 +244,23 @@ proptest! {
         places.sort_unstable();
         let pieces: Vec<&[u8]> = places.windows(2).map(|pair| &archive[pair[0]..pair[1]]).collect();
         prop_assert_eq!(walk(&pieces), walk(&[&archive]));
+    }
+
+    #[test]
+    fn joined_chunks_hold_the_same_however_they_were_cut(
+        minor in 14_u8..=16,
+        cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
+    ) {
+        let archive = example(minor);
+        let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(archive.len() + 1)).collect();
+        places.extend([0, archive.len()]);
+        places.sort_unstable();
+        let pieces: Vec<&[u8]> = places.windows(2).map(|pair| &archive[pair[0]..pair[1]]).collect();
+        let joined = join(&pieces);
+        prop_assert_eq!(walk(&[&joined]), walk(&[&archive]));
+        let whole = join(&[&archive]);
+        prop_assert_eq!(join(&[&joined]), whole.clone());
+        prop_assert!(whole.len() < archive.len());
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub(super) enum Content {
     Other,
 }
 
+/// `K_OFFSET_POS_SET`.
+const POSITION_SET: u8 = 2;
+
 /// The table of contents, as far as it was read.
 #[derive(Debug, Default)]
 pub(super) struct Toc {
@@ -29,6 +32,7 @@ pub(super) struct Toc {
     field: Field,
     entry: Entry,
     awaited: HashMap<i64, Content>,
+    positions: bool,
     owners: BTreeSet<String>,
 }
 
@@ -94,6 +98,11 @@ impl Toc {
         self.awaited.remove(&id)
     }
 
+    /// Whether it says where in the archive some data begins: `pg_dump` had a file to write to, not a pipe.
+    pub(super) fn has_positions(&self) -> bool {
+        self.positions
+    }
+
     /// All roles that own an entry.
     pub(super) fn into_owners(self) -> BTreeSet<String> {
         self.owners
@@ -110,9 +119,10 @@ impl Toc {
             }
             Field::Offset => {
                 // A flag, then eight bytes; in a stream that cannot be rewound they say nothing.
-                let Some(_) = tokens.bytes::<9>(input) else {
+                let Some([flag, ..]) = tokens.bytes::<9>(input) else {
                     return Ok(false);
                 };
+                self.positions |= flag == POSITION_SET;
                 self.end_entry()?;
                 return Ok(true);
             }

@@ -1,14 +1,16 @@
-//! An archive with longer chunks. `pg_dump` makes a chunk of each row, and `pg_restore` sends each chunk to
-//! the server as a message of its own; of a few hundred bytes that costs more than the rows in it.
+//! An archive with longer chunks. `pg_dump` makes a chunk of each row: the five bytes of its length, which
+//! are hardly ever the same twice, keep the rows around them from being packed well. And `pg_restore` sends
+//! each chunk to the server as a message of its own; of a few hundred bytes that costs more than the rows
+//! in it.
 
-use crate::backup::walker::Passed;
+use super::Passed;
 
 /// A length, or an empty chunk's: a sign, then four bytes, lowest first.
 const LENGTH: [u8; 5] = [0; 5];
 
 /// A piece of the archive, in which what followed each other in chunks is one chunk.
 #[derive(Debug, Default)]
-pub(super) struct Joined {
+pub struct Joined {
     bytes: Vec<u8>,
     /// Where the length of the chunk stands that is not complete.
     open: Option<usize>,
@@ -16,7 +18,7 @@ pub(super) struct Joined {
 
 impl Joined {
     /// Adds what passed.
-    pub(super) fn add(&mut self, passed: Passed<'_>) {
+    pub fn add(&mut self, passed: Passed<'_>) {
         match passed {
             Passed::Data(rows) => {
                 if self.open.is_none() {
@@ -33,14 +35,33 @@ impl Joined {
         }
     }
 
-    /// Completes the piece and answers with it. The data may go on in the next one.
-    pub(super) fn close(&mut self) -> &[u8] {
+    /// A piece in the room of another one, for `bytes` bytes of an archive.
+    #[must_use]
+    pub fn within(mut room: Vec<u8>, bytes: usize) -> Self {
+        room.clear();
+        // A length whose beginning was in the piece before, and one for what goes on from there.
+        room.reserve(bytes + 2 * LENGTH.len());
+        Self {
+            bytes: room,
+            open: None,
+        }
+    }
+
+    /// Completes the piece. The data may go on in the next one.
+    #[must_use]
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        self.complete();
+        self.bytes
+    }
+
+    /// Completes the piece and answers with it, as [`Joined::into_bytes`].
+    pub fn close(&mut self) -> &[u8] {
         self.complete();
         &self.bytes
     }
 
     /// Forgets the piece, and keeps its room.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.bytes.clear();
     }
 
