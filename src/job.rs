@@ -8,6 +8,8 @@
 //! decide what is due, or open a transaction that writes without [`Fence::hold`] first. The runner
 //! owns locks, time limits, attempts, panics and the records.
 
+mod lane;
+
 use std::sync::Arc;
 use std::time::Instant;
 

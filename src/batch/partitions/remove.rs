@@ -11,9 +11,9 @@ use crate::batch::fenced;
 use crate::batch::held::Held;
 use crate::batch::leaf_walk::Halt;
 use crate::batch::statement::Statements;
-use crate::job::{Exclusion, JobContext, JobError};
+use crate::job::{Disposition, JobContext, JobError};
 use crate::ledger::batches::{self, Batch};
-use crate::ledger::{holds, locks};
+use crate::ledger::holds;
 use crate::postgres::catalog::partitions::{self, Partition};
 use crate::postgres::sqlstate::DatabaseError;
 
@@ -86,7 +86,11 @@ impl Whole {
         if self.due.is_empty() {
             return Ok(());
         }
-        if !exclude_backups(removal.context).await? {
+        let excluded = removal.context.exclude_backups(BACKUP_TIME).await;
+        if !excluded.map_err(|error| match error.disposition {
+            Disposition::Cancelled => Halt::Cancelled,
+            _ => Halt::Failed(error),
+        })? {
             let reason = "a backup holds its snapshot; it would wait for the drop, or the drop for it";
             for partition in &self.due {
                 defer(removal.gone, partition, reason);
@@ -94,11 +98,7 @@ impl Whole {
             return Ok(());
         }
         let done = self.each(removal).await;
-        let key = locks::key(&Exclusion::Snapshot.lock_name());
-        let connection = removal.context.session.connection();
-        if let Err(error) = locks::unlock(connection, locks::EXCLUSION_CLASS, key).await {
-            tracing::debug!(%error, "the exclusion of backups ends with the run");
-        }
+        removal.context.admit_backups().await;
         done
     }
 
@@ -297,19 +297,6 @@ async fn limit_lock(transaction: &mut PgConnection, limit: Duration) -> Result<D
     .fetch_one(transaction)
     .await?;
     Ok(Duration::from_millis(limit.unsigned_abs()))
-}
-
-/// Keeps backups from beginning, if none is running: their locks and a drop would wait for each other.
-async fn exclude_backups(context: &mut JobContext) -> Result<bool, Halt> {
-    let left = context.deadline.saturating_duration_since(Instant::now());
-    let key = locks::key(&Exclusion::Snapshot.lock_name());
-    let limit = BACKUP_TIME.min(left / 10);
-    match locks::lock_within(context.session.connection(), locks::EXCLUSION_CLASS, key, limit).await {
-        Ok(()) => Ok(true),
-        Err(error) if error.is("55P03") => Ok(false),
-        Err(error) if error.is("57014") && context.stop.is_cancelled() => Err(Halt::Cancelled),
-        Err(error) => Err(Halt::Failed(JobError::database("wait for a backup", &error))),
-    }
 }
 
 fn defer(gone: &mut Gone, partition: &Partition, reason: &str) {

@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::check::View;
-use crate::job::{Exclusion, JobContext, JobError, JobReport, Outcome};
+use crate::job::{JobContext, JobError, JobReport, Outcome};
 use crate::ledger::batches::{self, Batch};
 use crate::ledger::leader::Fence;
-use crate::ledger::locks;
 use crate::postgres::sqlstate::DatabaseError;
 use crate::values::RunId;
 
@@ -159,37 +158,16 @@ impl Work<'_> {
             return self.patiently(view).await;
         }
         // It waits for a dump that reads the view, and everybody who wants the view behind it.
-        if !self.exclude_backups().await? {
+        if !self.context.exclude_backups(self.patience).await? {
+            // A dump takes hours; the other views have waited long enough with this one.
+            self.patience = Duration::from_millis(1);
             return Ok(Fate::Left(
                 "a backup holds its snapshot; it would wait for the refresh, or the refresh for it".to_owned(),
             ));
         }
         let fate = self.patiently(view).await;
-        let key = locks::key(&Exclusion::Snapshot.lock_name());
-        let connection = self.context.session.connection();
-        if let Err(error) = locks::unlock(connection, locks::EXCLUSION_CLASS, key).await {
-            tracing::debug!(%error, "the exclusion of backups ends with the run");
-        }
+        self.context.admit_backups().await;
         fate
-    }
-
-    /// Keeps backups from beginning, if none is running.
-    async fn exclude_backups(&mut self) -> Result<bool, JobError> {
-        let left = self.context.deadline.saturating_duration_since(Instant::now());
-        let key = locks::key(&Exclusion::Snapshot.lock_name());
-        let limit = self.patience.min(left / 10);
-        match locks::lock_within(self.context.session.connection(), locks::EXCLUSION_CLASS, key, limit).await {
-            Ok(()) => Ok(true),
-            Err(error) if error.is("55P03") => {
-                // A dump takes hours; the other views have waited long enough with this one.
-                self.patience = Duration::from_millis(1);
-                Ok(false)
-            }
-            Err(error) if error.is("57014") && self.context.stop.is_cancelled() => {
-                Err(JobError::cancelled("wait for a backup"))
-            }
-            Err(error) => Err(JobError::database("wait for a backup", &error)),
-        }
     }
 
     /// Tries a view several times, with growing pauses while others keep it locked.
