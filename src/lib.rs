@@ -15,6 +15,7 @@
 //! | [`http`] | metrics, health, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
 //! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more; materialized views |
+//! | [`upkeep`] | vacuum, analyze and reindex where they are needed |
 //! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
 //! | [`export`] | the rows of one tenant or subject, to a store |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
@@ -59,5 +60,6 @@ pub mod schedule;
 pub mod stops;
 pub mod store;
 pub mod telemetry;
+pub mod upkeep;
 pub mod values;
 pub mod words;

@@ -22,6 +22,8 @@ pub enum Kind {
     Erasure,
     /// Makes partitions ahead of the time they are needed.
     Partitions,
+    /// Vacuums, analyzes and reindexes where that is needed.
+    Upkeep,
     /// Restores the newest backup into a throwaway server and proves it.
     RestoreCheck,
 }
@@ -39,6 +41,7 @@ impl Kind {
             Self::Export => "export",
             Self::Erasure => "erasure",
             Self::Partitions => "partitions",
+            Self::Upkeep => "upkeep",
             Self::RestoreCheck => "restore_check",
         }
     }

@@ -10,7 +10,9 @@ use super::restore_check::Backups;
 use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
-use super::{backup, erasure, export, partitions, refresh, restore_check, retention, rollup, throttle, transition};
+use super::{
+    backup, erasure, export, partitions, refresh, restore_check, retention, rollup, throttle, transition, upkeep,
+};
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
 use crate::jobs::KindSettings;
@@ -20,7 +22,7 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Retention,
     Kind::Transition,
     Kind::Erasure,
@@ -29,11 +31,12 @@ const KINDS: [Kind; 9] = [
     Kind::Backup,
     Kind::Export,
     Kind::Partitions,
+    Kind::Upkeep,
     Kind::RestoreCheck,
 ];
 
 /// Kinds of the design that this version does not have.
-const PLANNED: [&str; 3] = ["upkeep", "health", "call"];
+const PLANNED: [&str; 2] = ["health", "call"];
 
 /// `[jobs.NAME]`, with the defaults filled in.
 #[derive(Debug, Clone)]
@@ -261,13 +264,13 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Export => export::read(field, scope).map(KindSettings::Export),
             Kind::Erasure => erasure::read(field, scope).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
+            Kind::Upkeep => upkeep::read(field).map(KindSettings::Upkeep),
             Kind::RestoreCheck => restore_check::read(field, scope).map(KindSettings::RestoreCheck),
         })
         .collect();
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
-        let help =
-            "add one of retention, transition, erasure, rollup, refresh, backup, export, partitions and restore_check";
+        let help = "add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep and restore_check";
         let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
         section.lacks(&keys, message, help.to_owned());
     }

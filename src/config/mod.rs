@@ -34,6 +34,7 @@ mod surroundings;
 mod syntax;
 mod throttle;
 mod transition;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -15,6 +15,7 @@ use super::restore_check::RestoreCheckJob;
 use super::retention::{RetentionJob, RetentionSettings};
 use super::rollup::RollupJob;
 use super::transition::TransitionJob;
+use super::upkeep::UpkeepJob;
 use crate::backup::parts::PartSizes;
 use crate::backup::run::ErasureLedger;
 use crate::batch::Throttle;
@@ -73,6 +74,7 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
         }),
         KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),
+        KindSettings::Upkeep(upkeep) => Arc::new(UpkeepJob::new(upkeep.clone())),
         KindSettings::RestoreCheck(settings) => Arc::new(RestoreCheckJob {
             settings: settings.clone(),
             open_store: opening(&settings.store, surroundings),

@@ -10,6 +10,7 @@ pub mod restore_check;
 pub mod retention;
 pub mod rollup;
 pub mod transition;
+pub mod upkeep;
 
 use serde::Serialize;
 
@@ -23,6 +24,7 @@ use crate::erasure::rule::Rule;
 use crate::job::Kind;
 use crate::rollup::Rollup;
 use crate::rollup::views::Views;
+use crate::upkeep::Upkeep;
 use crate::values::{Name, fingerprint};
 
 /// A job's kind with its settings: `[jobs.NAME] KIND = { … }`.
@@ -45,6 +47,8 @@ pub enum KindSettings {
     Erasure(Box<Rule>),
     /// `partitions = { … }`
     Partitions(PartitionsSettings),
+    /// `upkeep = { … }`
+    Upkeep(Upkeep),
     /// `restore_check = { … }`
     RestoreCheck(RestoreCheckSettings),
 }
@@ -62,6 +66,7 @@ impl KindSettings {
             Self::Export(_) => Kind::Export,
             Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
+            Self::Upkeep(_) => Kind::Upkeep,
             Self::RestoreCheck(_) => Kind::RestoreCheck,
         }
     }
@@ -71,9 +76,12 @@ impl KindSettings {
     pub fn stores(&self) -> Vec<(&'static str, &Name)> {
         match self {
             Self::Retention(settings) => settings.stores(),
-            Self::Transition(_) | Self::Erasure(_) | Self::Rollup(_) | Self::Refresh(_) | Self::Partitions(_) => {
-                Vec::new()
-            }
+            Self::Transition(_)
+            | Self::Erasure(_)
+            | Self::Rollup(_)
+            | Self::Refresh(_)
+            | Self::Partitions(_)
+            | Self::Upkeep(_) => Vec::new(),
             Self::Backup(settings) => vec![("store", &settings.store)],
             Self::Export(settings) => vec![("store", &settings.store)],
             Self::RestoreCheck(settings) => vec![("backup", &settings.store)],

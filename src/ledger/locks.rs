@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
+use sqlx::postgres::types::Oid;
 
 use crate::postgres::sqlstate::DatabaseError;
 
@@ -28,6 +29,12 @@ pub const ROLLUP_CLASS: i32 = LEADER_CLASS + 70;
 pub fn key(name: &str) -> i32 {
     let digest = Sha256::digest(name.as_bytes());
     i32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
+}
+
+/// The second key of the rows of a table, given the root of its partitions.
+#[must_use]
+pub fn rows_key(Oid(root): Oid) -> i32 {
+    key(&format!("rows of relation {root}"))
 }
 
 /// Takes a lock for the session if it is free.
@@ -73,7 +80,7 @@ pub async fn lock_within(
 }
 
 /// Changes a setting of the session and answers what it was.
-async fn set(connection: &mut PgConnection, name: &str, value: &str) -> Result<String, DatabaseError> {
+pub async fn set(connection: &mut PgConnection, name: &str, value: &str) -> Result<String, DatabaseError> {
     let before = sqlx::query_scalar("SELECT pg_catalog.current_setting($1)")
         .bind(name)
         .fetch_one(&mut *connection)

@@ -11,6 +11,7 @@ pub mod cancels;
 pub mod erasures;
 pub mod forgotten;
 pub mod holds;
+pub mod index_sizes;
 pub mod lag;
 pub mod leader;
 pub mod locks;

@@ -130,7 +130,7 @@ async fn things(connection: &mut PgConnection, request: &RunRequest) -> Result<V
             },
             Exclusion::Rows(table) => {
                 let lock = match root(connection, table).await? {
-                    Some(Oid(root)) => locks::key(&format!("rows of relation {root}")),
+                    Some(root) => locks::rows_key(root),
                     None => locks::key(&name),
                 };
                 Thing { lock, name }

@@ -63,6 +63,7 @@ pub fn priority(kind: Kind) -> u8 {
         Kind::Retention => 3,
         Kind::Transition => 4,
         Kind::RestoreCheck | Kind::Export => 5,
+        Kind::Upkeep => 6,
     }
 }
 

@@ -206,7 +206,13 @@ fn the_jobs_that_the_shipped_configuration_only_shows_are_jobs_too() {
     files.write("config.toml", open.join("\n").as_bytes(), 0o640);
     let (config, warnings) = files.load().unwrap_or_else(|findings| panic!("{}", report(&findings)));
     assert!(warnings.is_empty(), "{}", report(&warnings));
-    for job in ["daily-metrics", "refresh-reports", "make-partitions", "export-company"] {
+    for job in [
+        "daily-metrics",
+        "refresh-reports",
+        "make-partitions",
+        "weekly-upkeep",
+        "export-company",
+    ] {
         assert!(config.jobs.contains_key(&job.parse().unwrap()), "{job}");
     }
 }
@@ -291,7 +297,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, export, partitions and restore_check",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep and restore_check",
         ]
     );
 }
@@ -322,7 +328,7 @@ fn mistakes_in_the_syntax_do_not_hide_the_others() {
 
 #[test]
 fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
-    assert_one("upkeep = {}", "", "`jobs.j.upkeep` is not available in this version");
+    assert_one("health = {}", "", "`jobs.j.health` is not available in this version");
 }
 
 #[test]
@@ -389,6 +395,26 @@ fn views_to_refresh_are_named_once_and_concurrently_is_yes_or_no() {
     ] {
         assert_one(&format!("refresh = {refresh}"), "", part);
     }
+}
+
+#[test]
+fn upkeep_names_its_tables_once_and_only_what_it_can_do() {
+    for (upkeep, part) in [
+        ("{ tables = [] }", "names no table"),
+        ("{ tables = [\"events\", \"events\"] }", "`events` is named twice"),
+        ("{ actions = [] }", "names no action"),
+        ("{ actions = [\"vacum\"] }", "did you mean `vacuum`?"),
+        ("{ bloat_fraction = 0 }", "0 is not greater than 0 and at most 1"),
+        ("{ dead_fraction = 1.5 }", "1.5 is not greater than 0 and at most 1"),
+        ("{ min_index_size = \"16MiB\" }", "`16MiB` is not a size"),
+        ("{ window = \"25h\" }", "is too long"),
+        ("{ window = \"1mo\" }", "has months or years"),
+        ("{ windows = \"2h\" }", "did you mean `window`?"),
+    ] {
+        assert_one(&format!("upkeep = {upkeep}"), "", part);
+    }
+    let bare = format!("{HEAD}[jobs.j]\nschedule = \"0 2 * * *\"\nupkeep = {{}}\n");
+    assert!(Files::new(&bare).load().is_ok());
 }
 
 #[test]

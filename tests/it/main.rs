@@ -41,4 +41,5 @@ mod store;
 mod systemd;
 mod transition;
 mod upheaval;
+mod upkeep;
 mod waiting;
