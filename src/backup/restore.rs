@@ -1,9 +1,11 @@
 //! Restores a backup into a database that does not exist yet. Whatever goes wrong, the new database
-//! is dropped again; nothing else is touched.
+//! is dropped again; after the death of the process the next restore into its name does that. Nothing else
+//! is touched.
 
 mod fill;
 mod roles;
 mod spool;
+mod unfinished;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use futures::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
+use self::unfinished::Found;
 use super::form::Format;
 use super::manifest::Manifest;
 use super::program::{self, Programs};
@@ -90,6 +93,7 @@ pub async fn restore(request: Restore<'_>) -> Result<Restored, JobError> {
         .await
         .map_err(|error| JobError::database(operation.as_str(), &error))?;
     check(&request, &mut admin, &operation).await?;
+    clear(&request, &mut admin, &operation).await?;
     let mut created = create(&request)
         .await
         .map_err(|error| JobError::database(format!("create the database {}", request.into), &error))?;
@@ -120,6 +124,23 @@ pub async fn restore(request: Restore<'_>) -> Result<Restored, JobError> {
         rows: request.manifest.rows(),
         elapsed: begun_at.elapsed(),
     })
+}
+
+/// Removes what a restore into the same name left that died.
+async fn clear(request: &Restore<'_>, admin: &mut PgConnection, operation: &str) -> Result<(), JobError> {
+    let failed = |error: DatabaseError| JobError::database(operation, &error);
+    if unfinished::find(admin, request.into).await.map_err(failed)? != Found::Left {
+        return Ok(());
+    }
+    tracing::warn!(
+        database = request.into,
+        "a restore into this database did not end; it is dropped, and restored anew"
+    );
+    let mut left = Created {
+        admin: request.admin.clone(),
+        name: Some(request.into.to_owned()),
+    };
+    left.remove().await.map_err(failed)
 }
 
 /// A database that is not finished. Dropped, it is removed from the server.
@@ -162,18 +183,7 @@ impl Drop for Created {
 
 async fn check(request: &Restore<'_>, admin: &mut PgConnection, operation: &str) -> Result<(), JobError> {
     let failed = |error: sqlx::Error| JobError::database(operation, &error.into());
-    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_database WHERE datname = $1)")
-        .bind(request.into)
-        .fetch_one(&mut *admin)
-        .await
-        .map_err(failed)?;
-    if exists {
-        return Err(JobError::refused(
-            operation,
-            format!("the database {} exists already", request.into),
-            "name a database that does not exist; swap the names yourself once it is restored",
-        ));
-    }
+    check_name(request, admin, operation).await?;
     let (role, may_create): (String, bool) = sqlx::query_as(
         "SELECT rolname::text, rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user",
     )
@@ -242,6 +252,20 @@ async fn check(request: &Restore<'_>, admin: &mut PgConnection, operation: &str)
     ))
 }
 
+/// The name is free, or stands for what a restore left that died.
+async fn check_name(request: &Restore<'_>, admin: &mut PgConnection, operation: &str) -> Result<(), JobError> {
+    let failed = |error: DatabaseError| JobError::database(operation, &error);
+    let claimed = unfinished::claim(admin, request.into).await.map_err(failed)?;
+    let found = unfinished::find(admin, request.into).await.map_err(failed)?;
+    let remedy = "name a database that does not exist; swap the names yourself once it is restored";
+    let cause = match found {
+        Found::Nothing | Found::Left if claimed => return Ok(()),
+        Found::Database => format!("the database {} exists already", request.into),
+        _ => format!("another restore into {} is at work", request.into),
+    };
+    Err(JobError::refused(operation, cause, remedy))
+}
+
 async fn missing_roles(request: &Restore<'_>, admin: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     let wanted: Vec<&str> = request.manifest.roles.iter().map(String::as_str).collect();
     sqlx::query_scalar(
@@ -273,10 +297,12 @@ async fn create(request: &Restore<'_>) -> Result<Created, DatabaseError> {
             locale_clause(&locale, server)
         );
         sqlx::query(AssertSqlSafe(statement)).execute(&mut admin).await?;
-        Ok(Created {
+        let created = Created {
             admin: target,
-            name: Some(name),
-        })
+            name: Some(name.clone()),
+        };
+        unfinished::mark(&mut admin, &name).await?;
+        Ok(created)
     });
     task.await
         .unwrap_or_else(|error| Err(DatabaseError::local(format!("its task ended: {error}"))))
@@ -284,11 +310,11 @@ async fn create(request: &Restore<'_>) -> Result<Created, DatabaseError> {
 
 async fn fill_and_open(request: &Restore<'_>, admin: &mut PgConnection, operation: &str) -> Result<(), JobError> {
     let name = quote::identifier(request.into);
+    let failed =
+        |error: DatabaseError| JobError::database(format!("close or open the database {}", request.into), &error);
     let mut public = async |statement: String| {
-        sqlx::query(AssertSqlSafe(statement))
-            .execute(&mut *admin)
-            .await
-            .map_err(|error| JobError::database(format!("close or open the database {}", request.into), &error.into()))
+        let done = sqlx::query(AssertSqlSafe(statement)).execute(&mut *admin).await;
+        done.map_err(|error| failed(error.into()))
     };
     public(format!("REVOKE CONNECT, TEMPORARY ON DATABASE {name} FROM PUBLIC")).await?;
     fill::fill(request, operation).await?;
@@ -296,7 +322,7 @@ async fn fill_and_open(request: &Restore<'_>, admin: &mut PgConnection, operatio
         before_open.prepare(&request.admin.with_dbname(request.into)).await?;
     }
     public(format!("GRANT CONNECT, TEMPORARY ON DATABASE {name} TO PUBLIC")).await?;
-    Ok(())
+    unfinished::unmark(admin, request.into).await.map_err(failed)
 }
 
 fn locale_clause(locale: &Locale, server: i32) -> String {

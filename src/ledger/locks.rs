@@ -24,6 +24,9 @@ pub const HOLD_CLASS: i32 = LEADER_CLASS + 40;
 /// The target of a rollup: one transaction at a time replaces rows in it.
 pub const ROLLUP_CLASS: i32 = LEADER_CLASS + 70;
 
+/// A restore into a database of a name, wherever on the server its session is.
+pub const RESTORE_CLASS: i32 = LEADER_CLASS + 71;
+
 /// The second key of a name.
 #[must_use]
 pub fn key(name: &str) -> i32 {

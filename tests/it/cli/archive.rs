@@ -1,10 +1,11 @@
 //! The verbs of backups and of the audit log.
 
 use pgreeve::demo::s3_server::S3Server;
+use pgreeve::ledger::locks;
 use serde_json::Value;
 
 use super::{NIGHTLY, application, as_role, assert_says, directory_store, role, s3_store, superuser};
-use crate::support::process::Host;
+use crate::support::process::{Host, until};
 use crate::support::{Database, cluster};
 
 /// A host with one backup of a database in its own directory.
@@ -61,6 +62,77 @@ async fn a_restore_of_what_is_not_there_or_onto_what_is_there_is_refused() {
     assert_eq!(databases(&database).await, 0);
     let nameless = host.run(&["backup", "restore", "latest"]).expect_code(2);
     assert_says(&nameless, &["--into <NEWDB>"]);
+}
+
+/// PostgreSQL's programs, with a `pg_restore` that reads all it gets and then goes on as long as its parent.
+fn programs_that_hang(host: &Host) -> std::path::PathBuf {
+    let directory = host.path("programs");
+    std::fs::create_dir(&directory).unwrap();
+    let real = pgreeve::postgres::programs::find("pg_restore").unwrap();
+    for entry in std::fs::read_dir(real.parent().unwrap()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "pg_restore" {
+            std::os::unix::fs::symlink(entry.path(), directory.join(entry.file_name())).unwrap();
+        }
+    }
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exec {} --version\nparent=$PPID\ncat > /dev/null\nwhile kill -0 $parent 2>/dev/null; do sleep 0.1; done\n",
+        real.display()
+    );
+    let file = directory.join("pg_restore");
+    std::fs::write(&file, script).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    directory
+}
+
+#[tokio::test]
+async fn a_restore_that_was_killed_is_begun_anew_and_takes_no_other_databases_place() {
+    let database = application().await;
+    let host = backed_up(&database).await;
+    let into = format!("{}_copy", database.name);
+    let restore = ["backup", "restore", "latest", "--into", &into];
+    let mut killed = host
+        .command(&restore)
+        .env("PGREEVE_PG_BINDIR", programs_that_hang(&host))
+        .spawn()
+        .unwrap();
+    until("the restore is under way", async || {
+        database
+            .value::<bool>(&format!(
+                "SELECT EXISTS (SELECT FROM pg_database WHERE datname = '{into}' AND shobj_description(oid, 'pg_database') LIKE 'pgreeve restores%'
+                                AND datacl IS NOT NULL)"
+            ))
+            .await
+    })
+    .await;
+    // Beside it none into the same name begins.
+    let beside = host.run(&restore).expect_code(3);
+    assert_says(&beside, &["another restore into", "is at work"]);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert_eq!(databases(&database).await, 1);
+    let (class, key) = (locks::RESTORE_CLASS.cast_unsigned(), locks::key(&into).cast_unsigned());
+    let held = format!(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = '{class}' AND objid = '{key}')"
+    );
+    until("the server has noticed", async || !database.value::<bool>(&held).await).await;
+    let restored = host.run(&restore).expect_code(0);
+    assert_says(&restored, &["did not end; it is dropped"]);
+    let comment: Option<String> = database
+        .value(&format!(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = '{into}'"
+        ))
+        .await;
+    assert_eq!(comment, None);
+    // What is whole is never replaced, nor what looks like a rest and is open to everybody.
+    host.run(&restore).expect_code(3);
+    database
+        .execute(&format!(
+            "COMMENT ON DATABASE {into} IS 'pgreeve restores a backup into it, and has not ended'"
+        ))
+        .await;
+    let refused = host.run(&restore).expect_code(3);
+    assert_says(&refused, &["exists already"]);
 }
 
 #[tokio::test]
