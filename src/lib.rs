@@ -12,10 +12,11 @@
 //! | [`control`] | the Unix socket: reload, pause, cancel, run |
 //! | [`jobs`] | the kinds, one thin file each |
 //! | [`schedule`] | cron, slots, one dispatcher per database |
-//! | [`http`] | metrics, health, status page |
+//! | [`http`] | metrics, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
 //! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more; materialized views |
 //! | [`upkeep`] | vacuum, analyze and reindex where they are needed |
+//! | [`call`] | calls of the application's own functions |
 //! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
 //! | [`export`] | the rows of one tenant or subject, to a store |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
@@ -40,6 +41,7 @@
 pub mod audit;
 pub mod backup;
 pub mod batch;
+pub mod call;
 pub mod cli;
 pub mod config;
 pub mod control;

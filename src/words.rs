@@ -24,6 +24,8 @@ pub enum Kind {
     Partitions,
     /// Vacuums, analyzes and reindexes where that is needed.
     Upkeep,
+    /// Calls a function of the application.
+    Call,
     /// Restores the newest backup into a throwaway server and proves it.
     RestoreCheck,
 }
@@ -42,15 +44,22 @@ impl Kind {
             Self::Erasure => "erasure",
             Self::Partitions => "partitions",
             Self::Upkeep => "upkeep",
+            Self::Call => "call",
             Self::RestoreCheck => "restore_check",
         }
     }
 
-    /// Whether a run destroys or changes rows of the application, so that it needs an approved
-    /// policy.
+    /// Whether a run destroys or changes rows of the application, as far as a policy says.
     #[must_use]
     pub fn is_destructive(self) -> bool {
         matches!(self, Self::Retention | Self::Transition | Self::Erasure)
+    }
+
+    /// Whether a new or changed policy must be approved before its first run: of kinds that destroy or
+    /// change rows, and of one of which nobody knows what it does.
+    #[must_use]
+    pub fn needs_approval(self) -> bool {
+        self.is_destructive() || self == Self::Call
     }
 }
 

@@ -11,7 +11,7 @@ use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
 use super::{
-    backup, erasure, export, partitions, refresh, restore_check, retention, rollup, throttle, transition, upkeep,
+    backup, call, erasure, export, partitions, refresh, restore_check, retention, rollup, throttle, transition, upkeep,
 };
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
@@ -22,7 +22,7 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Retention,
     Kind::Transition,
     Kind::Erasure,
@@ -32,11 +32,12 @@ const KINDS: [Kind; 10] = [
     Kind::Export,
     Kind::Partitions,
     Kind::Upkeep,
+    Kind::Call,
     Kind::RestoreCheck,
 ];
 
 /// Kinds of the design that this version does not have.
-const PLANNED: [&str; 2] = ["health", "call"];
+const PLANNED: [&str; 1] = ["health"];
 
 /// `[jobs.NAME]`, with the defaults filled in.
 #[derive(Debug, Clone)]
@@ -265,12 +266,14 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Erasure => erasure::read(field, scope).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
             Kind::Upkeep => upkeep::read(field).map(KindSettings::Upkeep),
+            Kind::Call => call::read(field).map(KindSettings::Call),
             Kind::RestoreCheck => restore_check::read(field, scope).map(KindSettings::RestoreCheck),
         })
         .collect();
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
-        let help = "add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep and restore_check";
+        let help = "add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep, \
+                    call and restore_check";
         let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
         section.lacks(&keys, message, help.to_owned());
     }

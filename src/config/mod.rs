@@ -7,6 +7,7 @@
 
 mod backup;
 mod bucket;
+mod call;
 mod daemon;
 mod database;
 mod digest;

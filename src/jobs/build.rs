@@ -7,6 +7,7 @@ use futures::FutureExt;
 
 use super::KindSettings;
 use super::backup::{BackupJob, BackupSettings, OpenStore};
+use super::call::CallJob;
 use super::erasure::{ErasureJob, OpenProof};
 use super::export::ExportJob;
 use super::partitions::PartitionsJob;
@@ -75,6 +76,7 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
         KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),
         KindSettings::Upkeep(upkeep) => Arc::new(UpkeepJob::new(upkeep.clone())),
+        KindSettings::Call(call) => Arc::new(CallJob::new(call.clone())),
         KindSettings::RestoreCheck(settings) => Arc::new(RestoreCheckJob {
             settings: settings.clone(),
             open_store: opening(&settings.store, surroundings),

@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod build;
+pub mod call;
 pub mod erasure;
 pub mod export;
 pub mod partitions;
@@ -20,6 +21,7 @@ use self::partitions::PartitionsSettings;
 use self::restore_check::RestoreCheckSettings;
 use self::retention::RetentionSettings;
 use self::transition::TransitionSettings;
+use crate::call::Call;
 use crate::erasure::rule::Rule;
 use crate::job::Kind;
 use crate::rollup::Rollup;
@@ -49,6 +51,8 @@ pub enum KindSettings {
     Partitions(PartitionsSettings),
     /// `upkeep = { … }`
     Upkeep(Upkeep),
+    /// `call = { … }`
+    Call(Call),
     /// `restore_check = { … }`
     RestoreCheck(RestoreCheckSettings),
 }
@@ -67,6 +71,7 @@ impl KindSettings {
             Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
             Self::Upkeep(_) => Kind::Upkeep,
+            Self::Call(_) => Kind::Call,
             Self::RestoreCheck(_) => Kind::RestoreCheck,
         }
     }
@@ -81,7 +86,8 @@ impl KindSettings {
             | Self::Rollup(_)
             | Self::Refresh(_)
             | Self::Partitions(_)
-            | Self::Upkeep(_) => Vec::new(),
+            | Self::Upkeep(_)
+            | Self::Call(_) => Vec::new(),
             Self::Backup(settings) => vec![("store", &settings.store)],
             Self::Export(settings) => vec![("store", &settings.store)],
             Self::RestoreCheck(settings) => vec![("backup", &settings.store)],

@@ -150,7 +150,7 @@ impl Work {
         tracing::info!(attempt = context.attempt, "run started");
         let plan: Box<dyn Plan> = self.job.job.plan(context).await?;
         let intent = plan.intent();
-        if self.job.approval_required && self.job.job.kind().is_destructive() {
+        if self.job.approval_required && self.job.job.kind().needs_approval() {
             let proposed = policies::propose(context.session.connection(), &self.job.policy, &self.job.name, &intent)
                 .await
                 .map_err(|error| JobError::database("keep the policy's plan", &error))?;

@@ -61,7 +61,7 @@ pub fn priority(kind: Kind) -> u8 {
         Kind::Backup | Kind::Partitions => 1,
         Kind::Rollup | Kind::Refresh => 2,
         Kind::Retention => 3,
-        Kind::Transition => 4,
+        Kind::Transition | Kind::Call => 4,
         Kind::RestoreCheck | Kind::Export => 5,
         Kind::Upkeep => 6,
     }

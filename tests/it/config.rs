@@ -211,6 +211,7 @@ fn the_jobs_that_the_shipped_configuration_only_shows_are_jobs_too() {
         "refresh-reports",
         "make-partitions",
         "weekly-upkeep",
+        "process-events",
         "export-company",
     ] {
         assert!(config.jobs.contains_key(&job.parse().unwrap()), "{job}");
@@ -297,7 +298,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep and restore_check",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep, call and restore_check",
         ]
     );
 }
@@ -324,11 +325,6 @@ fn mistakes_in_the_syntax_do_not_hide_the_others() {
     assert_eq!(places, ["8:12", "9:11", "12:10", "13:8"], "{lines:#?}");
     // What may only be unread is not called missing.
     assert!(!lines.iter().any(|line| line.contains("missing")), "{lines:#?}");
-}
-
-#[test]
-fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
-    assert_one("health = {}", "", "`jobs.j.health` is not available in this version");
 }
 
 #[test]
@@ -415,6 +411,30 @@ fn upkeep_names_its_tables_once_and_only_what_it_can_do() {
     }
     let bare = format!("{HEAD}[jobs.j]\nschedule = \"0 2 * * *\"\nupkeep = {{}}\n");
     assert!(Files::new(&bare).load().is_ok());
+}
+
+#[test]
+fn a_call_names_its_function_and_arguments_that_are_values() {
+    for (call, part) in [
+        ("{}", "the key `function` of `jobs.j.call` is missing"),
+        ("{ function = \"a.b.c\" }", "`a.b.c` is not a function's name"),
+        (
+            "{ function = \"f\", arguments = [[1]] }",
+            "must be a string, an integer or a boolean",
+        ),
+        ("{ function = \"f\", search_path = [] }", "names no schema"),
+        (
+            "{ function = \"f\", repeat = true }",
+            "unknown key `jobs.j.call.repeat`",
+        ),
+    ] {
+        assert_one(&format!("call = {call}"), "", part);
+    }
+}
+
+#[test]
+fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
+    assert_one("health = {}", "", "`jobs.j.health` is not available in this version");
 }
 
 #[test]

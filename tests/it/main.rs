@@ -14,6 +14,7 @@ mod support;
 mod accounting;
 mod audit;
 mod backup;
+mod call;
 mod chaos;
 mod cli;
 mod config;
