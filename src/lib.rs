@@ -12,11 +12,12 @@
 //! | [`control`] | the Unix socket: reload, pause, cancel, run |
 //! | [`jobs`] | the kinds, one thin file each |
 //! | [`schedule`] | cron, slots, one dispatcher per database |
-//! | [`http`] | metrics, status page |
+//! | [`http`] | metrics, health, status page |
 //! | [`runner`] | one run from intent to outcome; knows no kind |
 //! | [`rollup`] | measures by buckets of time, sealed when nothing can change them any more; materialized views |
 //! | [`upkeep`] | vacuum, analyze and reindex where they are needed |
 //! | [`call`] | calls of the application's own functions |
+//! | [`health`] | figures of a database with a limit each |
 //! | [`erasure`] | a data subject gone everywhere: plan, masks, steps, proof |
 //! | [`export`] | the rows of one tenant or subject, to a store |
 //! | [`batch`] | work on user tables in small transactions; the one compiler of their statements |
@@ -50,6 +51,7 @@ pub mod daemon;
 pub mod demo;
 pub mod erasure;
 pub mod export;
+pub mod health;
 pub mod http;
 pub mod job;
 pub mod jobs;

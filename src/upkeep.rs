@@ -125,6 +125,24 @@ pub async fn grants(connection: &mut PgConnection, upkeep: &Upkeep) -> Result<Ve
     Ok(rights::needed(&role, &tables))
 }
 
+/// The part of each index of this size or more that is bloat, as far as it is known, the largest first.
+///
+/// # Errors
+/// When the catalog cannot be read.
+pub async fn bloated(
+    connection: &mut PgConnection,
+    smallest: u64,
+) -> Result<Vec<(Option<f64>, Option<String>)>, DatabaseError> {
+    let tables = tables::all(connection, &[]).await?;
+    let indexes = indexes::survey(connection, &tables, smallest).await?;
+    let bloat = |index: &indexes::Index| Some((Some(index.bloat()?), Some(index.display())));
+    let mut found: Vec<_> = indexes.iter().filter_map(bloat).collect();
+    found.sort_by(|(one, _): &(Option<f64>, _), (other, _)| {
+        other.unwrap_or_default().total_cmp(&one.unwrap_or_default())
+    });
+    Ok(found)
+}
+
 /// What is needed.
 struct UpkeepPlan {
     upkeep: Upkeep,

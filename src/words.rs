@@ -24,6 +24,8 @@ pub enum Kind {
     Partitions,
     /// Vacuums, analyzes and reindexes where that is needed.
     Upkeep,
+    /// Reads figures of the database and compares them with their limits.
+    Health,
     /// Calls a function of the application.
     Call,
     /// Restores the newest backup into a throwaway server and proves it.
@@ -44,6 +46,7 @@ impl Kind {
             Self::Erasure => "erasure",
             Self::Partitions => "partitions",
             Self::Upkeep => "upkeep",
+            Self::Health => "health",
             Self::Call => "call",
             Self::RestoreCheck => "restore_check",
         }

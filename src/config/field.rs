@@ -121,6 +121,11 @@ impl<'a> Field<'a> {
 
     /// A number greater than 0 and at most 1.
     pub(super) fn fraction(&self) -> Option<f64> {
+        self.number(1.0)
+    }
+
+    /// A part of a whole, greater than 0 and at most so much.
+    pub(super) fn number(&self, most: f64) -> Option<f64> {
         let help = "write a part of the whole, such as 0.25 for a quarter";
         let text = match self.value {
             DeValue::Float(number) => number.as_str(),
@@ -133,9 +138,9 @@ impl<'a> Field<'a> {
         let number = text
             .parse::<f64>()
             .ok()
-            .filter(|number| *number > 0.0 && *number <= 1.0);
+            .filter(|number| *number > 0.0 && *number <= most);
         if number.is_none() {
-            self.error(&format!("{text} is not greater than 0 and at most 1"), help);
+            self.error(&format!("{text} is not greater than 0 and at most {most}"), help);
         }
         number
     }

@@ -11,7 +11,8 @@ use super::section::Section;
 use super::suggest::nearest;
 use super::surroundings::Surroundings;
 use super::{
-    backup, call, erasure, export, partitions, refresh, restore_check, retention, rollup, throttle, transition, upkeep,
+    backup, call, erasure, export, health, partitions, refresh, restore_check, retention, rollup, throttle, transition,
+    upkeep,
 };
 use crate::batch::Throttle;
 use crate::job::{Approval, Kind};
@@ -22,7 +23,7 @@ use crate::schedule::policy::{Missed, Overlap};
 use crate::values::{JobName, Name, Timezone};
 
 /// The kinds of this version.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Retention,
     Kind::Transition,
     Kind::Erasure,
@@ -32,12 +33,10 @@ const KINDS: [Kind; 11] = [
     Kind::Export,
     Kind::Partitions,
     Kind::Upkeep,
+    Kind::Health,
     Kind::Call,
     Kind::RestoreCheck,
 ];
-
-/// Kinds of the design that this version does not have.
-const PLANNED: [&str; 1] = ["health"];
 
 /// `[jobs.NAME]`, with the defaults filled in.
 #[derive(Debug, Clone)]
@@ -165,7 +164,7 @@ pub(super) fn read<'a>(name: Option<JobName>, field: &Field<'a>, scope: &Scope<'
         let problem = format!("a {} does not work on rows and cannot yield", kind.kind().as_str());
         field.error(&problem, "leave it out");
     }
-    section.finish(&PLANNED);
+    section.finish(&[]);
     Some(JobSettings {
         name: name?,
         database: database?,
@@ -266,6 +265,7 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
             Kind::Erasure => erasure::read(field, scope).map(|rule| KindSettings::Erasure(Box::new(rule))),
             Kind::Partitions => partitions::read(field).map(KindSettings::Partitions),
             Kind::Upkeep => upkeep::read(field).map(KindSettings::Upkeep),
+            Kind::Health => health::read(field).map(KindSettings::Health),
             Kind::Call => call::read(field).map(KindSettings::Call),
             Kind::RestoreCheck => restore_check::read(field, scope).map(KindSettings::RestoreCheck),
         })
@@ -273,8 +273,8 @@ fn kind<'a>(section: &mut Section<'a>, scope: &Scope<'a>) -> Option<KindSettings
     if found.is_empty() {
         let message = format!("`{}` does not say what it does", section.path());
         let help = "add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep, \
-                    call and restore_check";
-        let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).chain(PLANNED).collect();
+                    health, call and restore_check";
+        let keys: Vec<_> = KINDS.iter().map(|kind| kind.as_str()).collect();
         section.lacks(&keys, message, help.to_owned());
     }
     settings.into_iter().next().flatten()

@@ -16,6 +16,7 @@ mod export;
 mod field;
 mod finding;
 mod gates;
+mod health;
 mod job;
 mod partitions;
 mod paths;

@@ -10,6 +10,7 @@ use super::backup::{BackupJob, BackupSettings, OpenStore};
 use super::call::CallJob;
 use super::erasure::{ErasureJob, OpenProof};
 use super::export::ExportJob;
+use super::health::HealthJob;
 use super::partitions::PartitionsJob;
 use super::refresh::RefreshJob;
 use super::restore_check::RestoreCheckJob;
@@ -76,6 +77,7 @@ pub fn build(kind: &KindSettings, surroundings: &Surroundings) -> Arc<dyn Job> {
         KindSettings::Erasure(rule) => Arc::new(erasure(rule, surroundings)),
         KindSettings::Partitions(settings) => Arc::new(PartitionsJob::new(settings.clone())),
         KindSettings::Upkeep(upkeep) => Arc::new(UpkeepJob::new(upkeep.clone())),
+        KindSettings::Health(health) => Arc::new(HealthJob::new(health.clone())),
         KindSettings::Call(call) => Arc::new(CallJob::new(call.clone())),
         KindSettings::RestoreCheck(settings) => Arc::new(RestoreCheckJob {
             settings: settings.clone(),

@@ -5,6 +5,7 @@ pub mod build;
 pub mod call;
 pub mod erasure;
 pub mod export;
+pub mod health;
 pub mod partitions;
 pub mod refresh;
 pub mod restore_check;
@@ -23,6 +24,7 @@ use self::retention::RetentionSettings;
 use self::transition::TransitionSettings;
 use crate::call::Call;
 use crate::erasure::rule::Rule;
+use crate::health::Health;
 use crate::job::Kind;
 use crate::rollup::Rollup;
 use crate::rollup::views::Views;
@@ -51,6 +53,8 @@ pub enum KindSettings {
     Partitions(PartitionsSettings),
     /// `upkeep = { … }`
     Upkeep(Upkeep),
+    /// `health = { … }`
+    Health(Health),
     /// `call = { … }`
     Call(Call),
     /// `restore_check = { … }`
@@ -71,6 +75,7 @@ impl KindSettings {
             Self::Erasure(_) => Kind::Erasure,
             Self::Partitions(_) => Kind::Partitions,
             Self::Upkeep(_) => Kind::Upkeep,
+            Self::Health(_) => Kind::Health,
             Self::Call(_) => Kind::Call,
             Self::RestoreCheck(_) => Kind::RestoreCheck,
         }
@@ -87,6 +92,7 @@ impl KindSettings {
             | Self::Refresh(_)
             | Self::Partitions(_)
             | Self::Upkeep(_)
+            | Self::Health(_)
             | Self::Call(_) => Vec::new(),
             Self::Backup(settings) => vec![("store", &settings.store)],
             Self::Export(settings) => vec![("store", &settings.store)],

@@ -62,7 +62,7 @@ pub fn priority(kind: Kind) -> u8 {
         Kind::Rollup | Kind::Refresh => 2,
         Kind::Retention => 3,
         Kind::Transition | Kind::Call => 4,
-        Kind::RestoreCheck | Kind::Export => 5,
+        Kind::RestoreCheck | Kind::Export | Kind::Health => 5,
         Kind::Upkeep => 6,
     }
 }

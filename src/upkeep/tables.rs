@@ -8,6 +8,7 @@ use super::survey::reading;
 use crate::job::JobError;
 use crate::postgres::catalog::{self, RelationKind, ResolveError};
 use crate::postgres::quote;
+use crate::postgres::sqlstate::DatabaseError;
 use crate::values::TableName;
 
 /// One table, and what is known of it.
@@ -87,10 +88,14 @@ pub(super) async fn survey(connection: &mut PgConnection, upkeep: &Upkeep) -> Re
     for name in &upkeep.tables {
         roots.push(find(connection, name).await?);
     }
+    all(connection, &roots).await.map_err(reading)
+}
+
+/// The tables below some roots, or all where there are none.
+pub(super) async fn all(connection: &mut PgConnection, roots: &[Oid]) -> Result<Vec<Table>, DatabaseError> {
     let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int4")
         .fetch_one(&mut *connection)
-        .await
-        .map_err(|error| reading(error.into()))?;
+        .await?;
     let maintains = if version >= MAINTAIN_SINCE {
         "has_table_privilege(c.oid, 'MAINTAIN')"
     } else {
@@ -129,12 +134,11 @@ pub(super) async fn survey(connection: &mut PgConnection, upkeep: &Upkeep) -> Re
            AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
          ORDER BY 3, 4"
     );
-    sqlx::query_as(sqlx::AssertSqlSafe(sql))
+    Ok(sqlx::query_as(sqlx::AssertSqlSafe(sql))
         .bind(roots.is_empty())
-        .bind(&roots)
+        .bind(roots)
         .fetch_all(connection)
-        .await
-        .map_err(|error| reading(error.into()))
+        .await?)
 }
 
 async fn find(connection: &mut PgConnection, name: &TableName) -> Result<Oid, JobError> {

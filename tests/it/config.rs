@@ -211,6 +211,7 @@ fn the_jobs_that_the_shipped_configuration_only_shows_are_jobs_too() {
         "refresh-reports",
         "make-partitions",
         "weekly-upkeep",
+        "look-after",
         "process-events",
         "export-company",
     ] {
@@ -298,7 +299,7 @@ schedule = "0 2 * * *"
             "17:12 error `jobs.two.database`: there is no database `mian` | did you mean `main`?",
             "18:12 error `jobs.two.approval`: `requird` is not one of \"required\", \"none\" | did you mean `required`?",
             "19:82 error `jobs.two.retention.where`: a `)` closes nothing | write one condition, such as \"status = 'completed'\", with every bracket and quote closed",
-            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep, call and restore_check",
+            "21:7 error `jobs.three` does not say what it does | add one of retention, transition, erasure, rollup, refresh, backup, export, partitions, upkeep, health, call and restore_check",
         ]
     );
 }
@@ -433,8 +434,30 @@ fn a_call_names_its_function_and_arguments_that_are_values() {
 }
 
 #[test]
-fn a_key_or_word_of_the_design_that_is_not_built_is_named_as_such() {
-    assert_one("health = {}", "", "`jobs.j.health` is not available in this version");
+fn health_has_limits_in_the_unit_of_each_check_that_make_sense() {
+    for (checks, part) in [
+        ("{}", "names no check"),
+        ("{ backend = {} }", "did you mean `backends`?"),
+        ("{ backends = { warning = \"80\" } }", "must be a number"),
+        (
+            "{ backends = { warning = 11 } }",
+            "11 is not greater than 0 and at most 10",
+        ),
+        (
+            "{ longest_query = { warning = 3600 } }",
+            "must be a string, not an integer",
+        ),
+        ("{ replication_slots = { critical = \"10\" } }", "`10` is not a size"),
+        ("{ invalid_indexes = { warning = 0 } }", "0 is out of range"),
+        (
+            "{ longest_query = { warning = \"5h\" } }",
+            "it is critical from 4.0 h on and warns from 5.0 h on",
+        ),
+    ] {
+        assert_one(&format!("health = {{ checks = {checks} }}"), "", part);
+    }
+    let all = format!("{HEAD}[jobs.j]\nschedule = \"0 2 * * *\"\nhealth = {{}}\n");
+    assert!(Files::new(&all).load().is_ok());
 }
 
 #[test]

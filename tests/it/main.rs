@@ -27,6 +27,7 @@ mod erasure_proof;
 mod export;
 mod failover;
 mod faults;
+mod health;
 mod partitions;
 mod refresh;
 mod regressions;
