@@ -63,11 +63,33 @@ fn print_object(value: &Value) {
         match value {
             // What a gated run would have done reads like any plan.
             Value::Object(_) if key == "plan" => print_object(value),
-            Value::String(text) => output::labelled(key, text),
-            Value::Array(items) if items.is_empty() => output::labelled(key, "none"),
-            Value::Null => output::labelled(key, "none"),
-            other => output::labelled(key, &other.to_string()),
+            // One of them a line.
+            Value::Array(items) if !items.is_empty() => {
+                let lines: Vec<String> = items.iter().filter_map(plain).collect();
+                output::labelled(key, &lines.join("\n"));
+            }
+            other => output::labelled(key, plain(other).as_deref().unwrap_or("none")),
         }
+    }
+}
+
+/// A value in a line, without what is not there.
+fn plain(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().filter_map(plain).collect();
+            (!items.is_empty()).then(|| items.join(", "))
+        }
+        Value::Object(object) => {
+            let fields = object.iter();
+            let fields: Vec<String> = fields
+                .filter_map(|(key, value)| Some(format!("{key} {}", plain(value)?)))
+                .collect();
+            (!fields.is_empty()).then(|| fields.join(", "))
+        }
+        other => Some(other.to_string()),
     }
 }
 
