@@ -11,16 +11,33 @@ use std::collections::BTreeMap;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 
 pub use self::check::{Check, Limits, Unit};
 use self::reading::Reading;
 use crate::job::{JobContext, JobError, JobReport, Outcome, Plan};
+use crate::postgres::grant::Grant;
+use crate::postgres::quote::identifier;
 
 /// `[jobs.NAME] health = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Health {
     /// The checks, each with its limits.
     pub checks: BTreeMap<Check, Limits>,
+}
+
+/// What the role needs to see all that is looked at.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn grants(connection: &mut PgConnection) -> Result<Vec<Grant>, JobError> {
+    let (role, sees): (String, bool) =
+        sqlx::query_as("SELECT current_user::text, pg_catalog.pg_has_role('pg_monitor', 'USAGE')")
+            .fetch_one(connection)
+            .await
+            .map_err(|error| JobError::database("read the rights of the role", &error.into()))?;
+    let statement = format!("GRANT pg_monitor TO {}", identifier(&role));
+    Ok(vec![Grant::new(statement, sees)])
 }
 
 /// What a check found.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use pgreeve::health::{Check, Health, Limits};
-use pgreeve::job::{JobError, JobReport, Outcome};
+use pgreeve::job::{Job, JobError, JobReport, Outcome};
 use pgreeve::jobs::health::HealthJob;
 use pgreeve::ledger::migrate;
+use pgreeve::postgres::grant::Grant;
 use serde_json::{Value, json};
 
 use crate::support::context::{Setup, context, run, run_once};
@@ -182,15 +183,23 @@ async fn what_a_role_may_not_see_is_unknown_and_not_green() {
         (Check::SequencesExhausted, 0.9),
         (Check::ArchiveBacklog, 1e9),
         (Check::MaxFreezeAge, 9.0),
+        // What a role may not ask.
+        (Check::BackupAge, 1e9),
     ]);
     let report = run(&job, &mut context(&database, &job, &setup).await).await.unwrap();
     assert_eq!(report.outcome, Outcome::Partial, "{report:?}");
     let hidden = |check: &str| entry(&report.body, check)["hidden"].as_str().unwrap().to_owned();
     assert!(hidden("longest_query").ends_with(&format!("GRANT pg_read_all_stats TO {role}")));
     assert!(hidden("sequences_exhausted").starts_with("1 sequences may not be read"));
-    assert!(hidden("archive_backlog").contains("permission denied"));
-    assert_eq!(entry(&report.body, "max_freeze_age")["level"], "ok");
+    assert!(hidden("backup_age").contains("permission denied"));
+    for check in ["max_freeze_age", "archive_backlog"] {
+        // The server does not archive, so it need not be asked what waits for that.
+        assert_eq!(entry(&report.body, check)["level"], "ok");
+    }
     assert!(report.reason.unwrap().contains("longest_query is unknown: "));
+    let mut context = context(&database, &job, &setup).await;
+    let grants = job.grants(context.session.connection()).await.unwrap().unwrap();
+    assert_eq!(grants, [Grant::new(format!("GRANT pg_monitor TO \"{role}\""), false)]);
 }
 
 #[tokio::test]
