@@ -19,11 +19,17 @@ pub struct IndexSize {
     pub rebuilt: bool,
 }
 
-/// All that are known.
+/// All that are known; none where there is no ledger yet.
 ///
 /// # Errors
 /// When the ledger cannot be read.
 pub async fn all(connection: &mut PgConnection) -> Result<Vec<IndexSize>, DatabaseError> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('pgreeve.index_size') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !exists {
+        return Ok(Vec::new());
+    }
     let rows: Vec<(String, String, f64, i64, bool)> =
         sqlx::query_as("SELECT schema_name, index_name, rows, bytes, rebuilt FROM pgreeve.index_size")
             .fetch_all(connection)

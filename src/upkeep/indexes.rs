@@ -21,7 +21,7 @@ pub(super) struct Index {
     pub(super) schema: String,
     pub(super) name: String,
     pub(super) bytes: i64,
-    /// Its entries, where they are known well enough.
+    /// Its entries, where they are known well enough; the table's statistics must be fresh for that.
     pub(super) rows: Option<f64>,
     /// What it would take if it were fresh, where that is known.
     pub(super) fresh: Option<f64>,
@@ -244,6 +244,28 @@ async fn statistics(
             ([schema, relation, column], statistics)
         })
         .collect())
+}
+
+/// How many of the unjudged are named.
+const NAMED: usize = 5;
+
+/// Says of which indexes it is not known how many entries they have.
+pub(super) fn unjudged(indexes: &[Index]) -> Option<String> {
+    let mut names: Vec<String> = indexes
+        .iter()
+        .filter(|index| index.rows.is_none())
+        .map(Index::display)
+        .collect();
+    if names.len() > NAMED {
+        let more = names.split_off(NAMED).len();
+        names.push(format!("{more} more"));
+    }
+    (!names.is_empty()).then(|| {
+        format!(
+            "{}: the statistics of the table are too old to tell how much of it is bloat; the run after the next ANALYZE will",
+            names.join(", ")
+        )
+    })
 }
 
 /// The sizes as they are now, to be remembered.

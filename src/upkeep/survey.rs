@@ -35,6 +35,7 @@ pub(super) async fn survey(connection: &mut PgConnection, upkeep: &Upkeep) -> Re
             .map_err(reading)?;
         let oids: Vec<Oid> = tables.iter().map(|table| table.oid).collect();
         let Invalid { leftovers, strangers } = leftovers::find(connection, Some(&oids)).await.map_err(reading)?;
+        warnings.extend(indexes::unjudged(&indexes));
         warnings.extend(strangers.into_iter().map(|index| {
             format!(
                 "{index} is invalid: every write maintains it and no query uses it; unless a CREATE INDEX CONCURRENTLY is at work on it, drop it and create it again"

@@ -98,8 +98,16 @@ async fn what_needs_nothing_is_left_alone_and_what_does_says_why() {
 async fn an_index_that_has_grown_is_rebuilt_beside_its_writers_and_not_again() {
     let database = events().await;
     database.execute("DELETE FROM events WHERE id % 5 <> 0").await;
-    database.execute("VACUUM (ANALYZE) events").await;
     let job = job(&["events"]);
+    let mut early = context(&database, &job, &Setup::default()).await;
+    let intent = job.plan(&mut early).await.unwrap().intent();
+    assert_eq!(steps(&intent), ["vacuum_analyze public.events"]);
+    let warning = intent["warnings"][0].as_str().unwrap();
+    assert!(
+        warning.starts_with("public.events_note, public.events_pkey: the statistics of the table are too old"),
+        "{warning}"
+    );
+    database.execute("VACUUM (ANALYZE) events").await;
     assert_eq!(
         planned(&database, &job).await,
         ["reindex public.events_note", "reindex public.events_pkey"]
@@ -494,9 +502,15 @@ async fn the_program_checks_plans_and_runs_it() {
     database.execute("DELETE FROM events WHERE id <= 2000").await;
     let url = cluster().await.url_as("postgres", &database.name);
     let host = Host::new(&format!(
-        "[databases.app]\nurl = \"{url}\"\n[jobs.weekly]\nschedule = \"0 4 * * 0\"\nupkeep = {{ tables = [\"events\"], window = \"2h\" }}\n"
+        "[databases.app]\nurl = \"{url}\"\n[jobs.weekly]\nschedule = \"0 4 * * 0\"\nupkeep = {{ tables = [\"events\"], min_index_size = \"64kB\", window = \"2h\" }}\n"
     ));
     host.run(&["check", "--connect"]).expect_code(0);
+    // Also before there is a ledger.
+    let text = host.run(&["plan", "weekly"]).expect_code(0).stdout;
+    assert!(
+        text.contains("steps              action vacuum_analyze, reason 2000 of its rows are dead, 10 %;"),
+        "{text}"
+    );
     let plan = host.run(&["plan", "weekly", "--json"]).expect_code(0).json();
     assert_eq!(steps(&plan["plan"]["intent"]), ["vacuum_analyze public.events"]);
     let done = host.run(&["run", "weekly", "--json"]).expect_code(0).json();
