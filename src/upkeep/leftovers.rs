@@ -1,13 +1,17 @@
 //! What interrupted rebuilds leave: an index that every write maintains and no query uses.
 
+use std::time::Duration;
+
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::tables::display;
 use crate::job::{JobError, RecoveryContext};
+use crate::ledger::locks;
 use crate::postgres::connect::{Session, SessionSettings};
 use crate::postgres::quote;
 use crate::postgres::sqlstate::DatabaseError;
+use crate::values::JobName;
 
 /// What `REINDEX … CONCURRENTLY` calls the index that it builds, and the one that it replaces.
 const SUFFIX: &str = "_cc(new|old)[0-9]*$";
@@ -90,7 +94,11 @@ pub(super) async fn drop(connection: &mut PgConnection, leftover: &Leftover) -> 
     Ok(())
 }
 
-/// Drops what the rebuilds of a process that died left, if the server has given them up.
+/// How long the server may take to notice that the process of a run is gone (`client_connection_check_interval`)
+/// and to give its statement up.
+const NOTICE_TIME: Duration = Duration::from_secs(30);
+
+/// Drops what the rebuilds of a process that died left, once the server has given them up.
 ///
 /// # Errors
 /// When the server does not answer, or a lock is not to be had; the next run finds what is left.
@@ -98,9 +106,25 @@ pub async fn clean_up(context: RecoveryContext) -> Result<(), JobError> {
     let failed = |error: DatabaseError| JobError::database("drop what an interrupted rebuild left", &error);
     let settings = SessionSettings::control(format!("pgreeve:{}:clean-up", context.job));
     let mut session = Session::open(&context.target, &settings).await.map_err(failed)?;
-    let result = drop_all(&mut session).await.map_err(failed);
+    let result = match until_idle(&mut session, &context.job).await {
+        Ok(()) => drop_all(&mut session).await,
+        Err(error) => Err(error),
+    };
+    let result = result.map_err(failed);
     session.close().await;
     result
+}
+
+/// Waits until no session runs the job; not for ever, since one may that is alive.
+async fn until_idle(session: &mut Session, job: &JobName) -> Result<(), DatabaseError> {
+    let key = locks::key(job.as_str());
+    match locks::lock_within(session.connection(), locks::JOB_CLASS, key, NOTICE_TIME).await {
+        Ok(()) => locks::unlock(session.connection(), locks::JOB_CLASS, key)
+            .await
+            .map(|_| ()),
+        Err(error) if error.is("55P03") => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn drop_all(session: &mut Session) -> Result<(), DatabaseError> {

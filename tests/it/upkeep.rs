@@ -297,6 +297,54 @@ async fn a_rebuild_that_is_cancelled_leaves_nothing_for_long() {
 }
 
 #[tokio::test]
+async fn a_daemon_killed_in_the_middle_of_a_rebuild_drops_what_it_left_when_it_is_back() {
+    let database = events().await;
+    database.execute("DELETE FROM events WHERE id % 5 <> 0").await;
+    database.execute("VACUUM (ANALYZE) events").await;
+    let url = cluster().await.url_as("postgres", &database.name);
+    let host = Host::new(&format!(
+        "[databases.app]\nurl = \"{url}\"\n[jobs.weekly]\nschedule = \"0 4 1 1 *\"\nupkeep = {{ min_index_size = \"64kB\" }}\n"
+    ));
+    let mut reader = database.connect().await;
+    sqlx::raw_sql("BEGIN; SELECT 1 FROM events LIMIT 1")
+        .execute(&mut reader)
+        .await
+        .unwrap();
+    let daemon = host.daemon();
+    until("the daemon leads", async || {
+        daemon.log().contains("leading the database")
+    })
+    .await;
+    let mut client = host.command(&["run", "weekly"]).spawn().unwrap();
+    let rebuilding = "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%' AND datname = current_database())";
+    until("a rebuild waits for the reader", async || {
+        database.value::<bool>(rebuilding).await
+    })
+    .await;
+    daemon.kill();
+    client.wait().unwrap();
+    // The server notices after a while, and gives the rebuild up; what is left is dropped with the reader gone.
+    let daemon = host.daemon();
+    until("the server has noticed", async || {
+        !database.value::<bool>(rebuilding).await
+    })
+    .await;
+    let invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid";
+    assert_eq!(database.value::<i64>(invalid).await, 1);
+    sqlx::raw_sql("COMMIT").execute(&mut reader).await.unwrap();
+    until("nothing is left", async || database.value::<i64>(invalid).await == 0).await;
+    until("the dead run is closed", async || {
+        database
+            .value::<bool>("SELECT NOT EXISTS (SELECT FROM pgreeve.run WHERE outcome IS NULL)")
+            .await
+    })
+    .await;
+    assert_eq!(daemon.stop(), 0);
+    host.run(&["run", "weekly"]).expect_code(0);
+    host.run(&["audit", "verify"]).expect_code(0);
+}
+
+#[tokio::test]
 async fn a_backup_keeps_a_vacuum_and_a_rebuild_apart_and_an_analyze_goes_on() {
     let database = events().await;
     database.execute("DELETE FROM events WHERE id <= 2000").await;
