@@ -8,22 +8,21 @@
 //! Known are the archive versions 1.14 (PostgreSQL 12 to 15), 1.15 (16) and 1.16 (17 and later).
 //! Another version is walked `opaque`: nothing is known of it but its version.
 
+mod contents;
+mod inspector;
 mod joined;
 mod script;
 mod table;
 mod toc;
 mod token;
 
-use std::collections::BTreeSet;
-
-use serde::{Deserialize, Serialize};
-
+pub use self::contents::{Contents, LargeObjects, TableDigest, Walked};
+pub use self::inspector::Inspector;
 pub use self::joined::Joined;
 pub use self::script::{PLAIN, Script};
 use self::table::Rows;
 use self::toc::{Content, Toc};
 use self::token::{Tokens, take};
-use super::form::Format;
 
 /// Why an archive is not one, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,135 +37,6 @@ pub struct WalkError {
 /// What is wrong, where the place is known to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Malformed(&'static str);
-
-/// One table's rows in an archive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TableDigest {
-    /// Its schema.
-    pub schema: String,
-    /// Its name.
-    pub name: String,
-    /// How many rows.
-    pub rows: u64,
-    /// How long they are as the text of `COPY`.
-    pub bytes: u64,
-    /// The SHA-256 of that text: of `COPY table TO STDOUT`.
-    pub sha256: String,
-}
-
-/// The large objects in an archive.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LargeObjects {
-    /// How many.
-    pub count: u64,
-    /// Their size in all.
-    pub bytes: u64,
-}
-
-impl LargeObjects {
-    /// Those of two archives.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self {
-            count: self.count.saturating_add(other.count),
-            bytes: self.bytes.saturating_add(other.bytes),
-        }
-    }
-}
-
-/// A whole archive.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Walked {
-    /// The archive format's version, such as `1.14`.
-    pub version: String,
-    /// What is in it; `None` when the version is not known.
-    pub contents: Option<Contents>,
-}
-
-/// What is in an archive.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Contents {
-    /// How many entries its table of contents has.
-    pub toc_entries: u64,
-    /// The tables that have rows in it, in the archive's order; empty ones too.
-    pub tables: Vec<TableDigest>,
-    /// Its large objects.
-    pub large_objects: LargeObjects,
-    /// The roles that own something in it.
-    pub owners: BTreeSet<String>,
-}
-
-impl Contents {
-    /// Adds those of another archive of the same backup.
-    pub fn add(&mut self, other: Self) {
-        self.toc_entries = self.toc_entries.saturating_add(other.toc_entries);
-        self.tables.extend(other.tables);
-        self.large_objects = self.large_objects.and(other.large_objects);
-        self.owners.extend(other.owners);
-    }
-}
-
-/// Looks at what `pg_dump` writes, in the format that it was told to.
-#[derive(Debug)]
-pub enum Inspector {
-    /// An archive.
-    Archive(Box<Walker>),
-    /// A script.
-    Script(Script),
-}
-
-impl Inspector {
-    /// Before the first byte.
-    #[must_use]
-    pub fn new(format: Format) -> Self {
-        match format {
-            Format::Custom => Self::Archive(Box::default()),
-            Format::Plain => Self::Script(Script::default()),
-        }
-    }
-
-    /// Whether only rows follow; never known of a script.
-    #[must_use]
-    pub fn is_past_contents(&self) -> bool {
-        match self {
-            Self::Archive(walker) => walker.is_past_contents(),
-            Self::Script(_) => false,
-        }
-    }
-
-    /// Takes the next bytes.
-    ///
-    /// # Errors
-    /// When they cannot be part of such a dump; every later call fails too.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), WalkError> {
-        self.feed_and_tell(bytes, |_| {})
-    }
-
-    /// Takes the next bytes, and tells what they are. All of a script is [`Passed::Other`].
-    ///
-    /// # Errors
-    /// As [`Inspector::feed`].
-    pub fn feed_and_tell(&mut self, bytes: &[u8], mut tell: impl FnMut(Passed<'_>)) -> Result<(), WalkError> {
-        match self {
-            Self::Archive(walker) => walker.feed_and_tell(bytes, tell),
-            Self::Script(script) => {
-                tell(Passed::Other(bytes));
-                script.feed(bytes)
-            }
-        }
-    }
-
-    /// Says what it held, once its last byte was fed.
-    ///
-    /// # Errors
-    /// When it is not whole.
-    pub fn finish(self) -> Result<Walked, WalkError> {
-        match self {
-            Self::Archive(walker) => walker.finish(),
-            Self::Script(script) => script.finish(),
-        }
-    }
-}
 
 /// What passed of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
