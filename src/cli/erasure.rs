@@ -1,5 +1,7 @@
 //! Verbs on erasures: `erasure list`, `plan`, `request`, `extend`, `reject`.
 
+mod decide;
+
 use std::io::Read;
 
 use clap::{Args, Subcommand};
@@ -18,7 +20,7 @@ use crate::audit::{AuditLog, Entry, RecordKind};
 use crate::config::{Config, JobSettings};
 use crate::erasure::host::HostProof;
 use crate::erasure::rule::Rule;
-use crate::erasure::{RequestId, RequestState, SubjectKey, deadline, desk, init};
+use crate::erasure::{RequestId, SubjectKey, deadline, desk, init};
 use crate::jobs::KindSettings;
 use crate::ledger::erasures::{self, Outlook, Request};
 use crate::ledger::migrate;
@@ -102,12 +104,14 @@ pub(super) async fn erasure(config: &Config, verb: ErasureVerb, json: bool) -> R
             super::run::plan(config, &job, json).await
         }
         ErasureVerb::Request(arguments) => request(config, &arguments, json).await,
-        ErasureVerb::Extend { id, months, reason } => extend(config, RequestId(id), months, &reason, json).await,
+        ErasureVerb::Extend { id, months, reason } => {
+            decide::extend(config, RequestId(id), months, &reason, json).await
+        }
         // Dispatched before there is a configuration.
         ErasureVerb::Certificate(_) => Ok(Exit::Usage),
         ErasureVerb::Replay(arguments) => replay::replay(config, &arguments, json).await,
         ErasureVerb::Keys { destroy } => replay::keys(config, destroy, json).await,
-        ErasureVerb::Reject { id, reason } => reject(config, RequestId(id), &reason, json).await,
+        ErasureVerb::Reject { id, reason } => decide::reject(config, RequestId(id), &reason, json).await,
     }
 }
 
@@ -290,95 +294,6 @@ fn key(given: &str) -> Result<SubjectKey, Failure> {
         return Err(Failure::new(Exit::Usage, "the subject is empty").with_remedy("give the key of the person's row"));
     }
     Ok(SubjectKey::new(text))
-}
-
-async fn extend(config: &Config, id: RequestId, months: i16, reason: &str, as_json: bool) -> Result<Exit, Failure> {
-    said(reason)?;
-    let audit = open_audit(config)?;
-    let failed = |error| database_failure("extend the deadline", &error);
-    let (settings, mut session, request) = find(config, id).await?;
-    let site = look(&settings.database, target(config, &settings.database)?).await?;
-    let due_at = deadline::later(request.received_at, 1 + months, settings.schedule.timezone().rules());
-    let mut transaction = session
-        .connection()
-        .begin()
-        .await
-        .map_err(|error| failed(error.into()))?;
-    if !erasures::extend(&mut transaction, id, due_at, months, reason, &actor())
-        .await
-        .map_err(failed)?
-    {
-        let why = if request.state.is_over() {
-            format!("it is over ({})", request.state.as_str())
-        } else if request.extended_months > 0 {
-            "it was extended before, and the law allows that once".to_owned()
-        } else {
-            format!(
-                "it was due at {}, and a deadline is extended before it passes",
-                request.due_at
-            )
-        };
-        return Err(
-            Failure::new(Exit::NotGreen, format!("request {id} cannot be extended: {why}"))
-                .with_remedy("`pgreeve erasure list` shows what is open"),
-        );
-    }
-    let body = json!({ "request": id, "months": months, "due_at": due_at, "reason": reason });
-    record(&audit, &site, settings, RecordKind::ErasureExtended, body).await?;
-    transaction.commit().await.map_err(|error| failed(error.into()))?;
-    session.close().await;
-    if as_json {
-        output::document(&json!({ "version": 1, "request": { "request_id": id, "due_at": due_at } }));
-    } else {
-        output::line(&format!(
-            "request {id} is due at {due_at}; the person is to be told within the first month"
-        ));
-    }
-    Ok(Exit::Green)
-}
-
-async fn reject(config: &Config, id: RequestId, reason: &str, as_json: bool) -> Result<Exit, Failure> {
-    said(reason)?;
-    let audit = open_audit(config)?;
-    let failed = |error| database_failure("reject the request", &error);
-    let (settings, mut session, request) = find(config, id).await?;
-    let (_, rule) = self::rule(config, &settings.name)?;
-    let site = look(&settings.database, target(config, &settings.database)?).await?;
-    let mut transaction = session
-        .connection()
-        .begin()
-        .await
-        .map_err(|error| failed(error.into()))?;
-    let rejected = desk::reject(&mut transaction, rule, id, reason)
-        .await
-        .map_err(|error| job_failure(&error))?;
-    if !rejected {
-        return Err(Failure::new(
-            Exit::NotGreen,
-            format!(
-                "request {id} cannot be rejected: it is {}, or its steps have begun",
-                request.state.as_str()
-            ),
-        )
-        .with_remedy("what was begun is brought to its end; `pgreeve erasure list` shows it"));
-    }
-    record(
-        &audit,
-        &site,
-        settings,
-        RecordKind::ErasureRejected,
-        json!({ "request": id, "reason": reason }),
-    )
-    .await?;
-    transaction.commit().await.map_err(|error| failed(error.into()))?;
-    session.close().await;
-    if as_json {
-        let request = json!({ "request_id": id, "state": RequestState::Rejected });
-        output::document(&json!({ "version": 1, "request": request }));
-    } else {
-        output::line(&format!("request {id} is rejected"));
-    }
-    Ok(Exit::Green)
 }
 
 /// A request with its job, and a session on its database.
