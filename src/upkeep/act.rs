@@ -174,6 +174,10 @@ async fn rebuild(
     }
     let left = context.deadline.saturating_duration_since(Instant::now());
     let connection = context.session.connection();
+    let before: i64 = sqlx::query_scalar("SELECT coalesce(pg_relation_size($1::oid::regclass), 0)")
+        .bind(index.oid)
+        .fetch_one(&mut *connection)
+        .await?;
     let limit = locks::set(connection, "lock_timeout", &milliseconds(REBUILD_WAIT.min(left / 4))).await?;
     let rebuilt = execute(connection, statement.to_owned()).await;
     let back = locks::set(connection, "lock_timeout", &limit).await;
@@ -207,7 +211,7 @@ async fn rebuild(
         index_sizes::note(&mut transaction, &[size]).await?;
     }
     transaction.commit().await?;
-    Ok(Ok(json!({ "bytes_before": index.bytes, "bytes_after": bytes })))
+    Ok(Ok(json!({ "bytes_before": before, "bytes_after": bytes })))
 }
 
 /// A transaction that a rebuild would wait for, and that is open for long.

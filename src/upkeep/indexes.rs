@@ -93,11 +93,14 @@ struct Row {
     varying: Vec<bool>,
 }
 
+/// Sizes are those of the last ANALYZE, as the entries are: to ask for others would wait for whoever has
+/// the index locked.
+///
 /// A btree joins rows of equal keys unless it is told not to, is unique, has columns beside its keys, or
 /// equal keys may look different (`equalimage`, its fourth support function, says that they do not).
 const INDEXES: &str = "
     SELECT i.indexrelid AS oid, i.indrelid AS table_oid, n.nspname::text AS schema, x.relname::text AS name,
-           pg_relation_size(x.oid) AS bytes, x.reltuples::float8 AS rows,
+           x.relpages * current_setting('block_size')::int8 AS bytes, x.reltuples::float8 AS rows,
            m.amname = 'btree' AS is_btree, i.indisexclusion AS excludes, i.indpred IS NOT NULL AS partial,
            coalesce((SELECT option_value::float8 FROM pg_options_to_table(x.reloptions)
                      WHERE option_name = 'fillfactor'), 90) / 100 AS fill,
@@ -125,7 +128,7 @@ const INDEXES: &str = "
         LEFT JOIN pg_catalog.pg_attribute c ON c.attrelid = i.indrelid AND c.attnum = i.indkey[a.attnum - 1] AND c.attnum > 0
         WHERE a.attrelid = x.oid AND a.attnum > 0) AS a
     WHERE i.indrelid = ANY($1) AND x.relkind = 'i' AND i.indisvalid AND i.indisready AND i.indislive
-      AND pg_relation_size(x.oid) >= $2
+      AND x.relpages * current_setting('block_size')::int8 >= $2
     ORDER BY 3, 4";
 
 /// The indexes of some tables that are not smaller than this, with what is known of a fresh one.

@@ -36,7 +36,7 @@ pub(super) struct Table {
     pub(super) auto_analyzed: Option<f64>,
     /// How old its oldest row that is not frozen may be, as a part of what makes autovacuum freeze it.
     pub(super) freeze_age: f64,
-    /// Whether it has any block.
+    /// Whether it has any block, as far as is known: to ask for its size would wait for whoever has it locked.
     pub(super) stored: bool,
     pub(super) may_vacuum: bool,
     pub(super) may_reindex: bool,
@@ -121,7 +121,7 @@ pub(super) async fn all(connection: &mut PgConnection, roots: &[Oid]) -> Result<
                 extract(epoch FROM s.last_autoanalyze)::float8 AS auto_analyzed,
                 CASE WHEN c.relfrozenxid = '0' THEN 0
                      ELSE age(c.relfrozenxid) / current_setting('autovacuum_freeze_max_age')::float8 END AS freeze_age,
-                c.relkind = 'p' OR pg_relation_size(c.oid) > 0 AS stored,
+                c.relkind = 'p' OR c.relpages > 0 OR s.n_live_tup > 0 OR s.n_dead_tup > 0 AS stored,
                 pg_has_role(c.relowner, 'USAGE') OR r.database OR {maintains} AS may_vacuum,
                 pg_has_role(c.relowner, 'USAGE') OR {maintains} AS may_reindex,
                 o.rolsuper AS owned_by_superuser

@@ -404,6 +404,35 @@ async fn a_rebuild_keeps_apart_from_runs_on_the_rows_of_its_table() {
 }
 
 #[tokio::test]
+async fn a_table_that_somebody_has_locked_holds_up_no_other() {
+    let database = events().await;
+    database.execute("DELETE FROM events WHERE id <= 2000").await;
+    database
+        .execute("CREATE TABLE other WITH (autovacuum_enabled = off) AS SELECT n FROM generate_series(1, 40) n")
+        .await;
+    let job = job(&["events", "other"]);
+    let setup = Setup {
+        lock_timeout: Duration::from_millis(100),
+        ..Setup::default()
+    };
+    let mut context = context(&database, &job, &setup).await;
+    let mut owner = database.connect().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE events")
+        .execute(&mut owner)
+        .await
+        .unwrap();
+    let report = run(&job, &mut context).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Partial);
+    assert_eq!(entry(&report, "analyze")["relation"], "public.other");
+    let reason = report.reason.unwrap();
+    assert!(
+        reason.starts_with("public.events: other sessions kept it locked"),
+        "{reason}"
+    );
+    owner.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn after_the_window_nothing_more_is_begun() {
     let database = events().await;
     database.execute("DELETE FROM events WHERE id <= 2000").await;
