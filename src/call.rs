@@ -88,7 +88,8 @@ impl Plan for CallPlan {
             "arguments": self.call.arguments.len(),
             "repeat_while_positive": self.call.repeat_while_positive,
             "search_path": self.path,
-            "security_definer": self.function.as_owner.then_some(&self.function.owner),
+            "owner": self.function.owner,
+            "security_definer": self.function.as_owner,
             "warnings": self.function.warnings,
         })
     }

@@ -91,8 +91,8 @@ const CANDIDATES: &str = "
       AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
     ORDER BY 1, p.oid";
 
-/// Finds the function that the configuration means: without a schema the one in `public`, else the only
-/// one of this name.
+/// Finds the function that the configuration means: without a schema the only one of this name. None is
+/// preferred: whoever may create functions in `public` could put one of theirs before the one that is meant.
 pub(super) async fn find(connection: &mut PgConnection, call: &Call) -> Result<Function, JobError> {
     let shown = call.function.to_string();
     let mut found: Vec<Candidate> = sqlx::query_as(CANDIDATES)
@@ -109,9 +109,6 @@ pub(super) async fn find(connection: &mut PgConnection, call: &Call) -> Result<F
             format!("did you mean {}?", near.join(" or "))
         };
         return Err(refuse(&shown, "there is no function of this name", remedy));
-    }
-    if found.iter().any(|candidate| candidate.schema == "public") {
-        found.retain(|candidate| candidate.schema == "public");
     }
     let all: Vec<String> = found.iter().map(signature).collect();
     let given = i16::try_from(call.arguments.len()).unwrap_or(i16::MAX);
@@ -135,6 +132,7 @@ pub(super) async fn find(connection: &mut PgConnection, call: &Call) -> Result<F
     };
     check(&candidate, call)?;
     check_path(connection, call).await?;
+    check_writers(connection, &candidate, call).await?;
     Ok(function(&candidate, call))
 }
 
@@ -175,6 +173,31 @@ async fn check_path(connection: &mut PgConnection, call: &Call) -> Result<(), Jo
         Some(schema) => {
             let cause = format!("there is no schema `{schema}`");
             Err(refuse(&shown, cause, "write the name as the catalog has it").about("search_path"))
+        }
+    }
+}
+
+/// Refuses schemas in which anybody may create what is called, or found by what is called: they would act
+/// with the rights of the role.
+async fn check_writers(connection: &mut PgConnection, candidate: &Candidate, call: &Call) -> Result<(), JobError> {
+    let shown = signature(candidate);
+    let mut schemas = call.search_path.clone();
+    schemas.push(candidate.schema.clone());
+    let open: Option<String> = sqlx::query_scalar(
+        "SELECT nspname::text FROM pg_catalog.pg_namespace
+         WHERE nspname = ANY($1) AND has_schema_privilege('public', oid, 'CREATE') ORDER BY 1 LIMIT 1",
+    )
+    .bind(&schemas)
+    .fetch_optional(connection)
+    .await
+    .map_err(|error| reading(&shown, error.into()))?;
+    match open {
+        None => Ok(()),
+        Some(schema) => {
+            let cause =
+                format!("everybody may create functions in the schema {schema}, and would act with the role's rights");
+            let remedy = format!("REVOKE CREATE ON SCHEMA {} FROM PUBLIC", identifier(&schema));
+            Err(refuse(&shown, cause, remedy))
         }
     }
 }

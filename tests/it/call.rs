@@ -181,6 +181,48 @@ async fn what_cannot_be_called_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn nobody_can_put_a_function_of_theirs_in_the_place_of_another() {
+    let database = queue().await;
+    let job = CallJob::new(call("process_pending_events", &["10"]));
+    let mut found = context(&database, &job, &Setup::default()).await;
+    let intent = job.plan(&mut found).await.unwrap().intent();
+    assert_eq!(intent["function"], "analytics.process_pending_events(integer)");
+    assert_eq!(
+        (&intent["owner"], &intent["security_definer"]),
+        (&json!("postgres"), &json!(false))
+    );
+    database
+        .execute(
+            "CREATE FUNCTION public.process_pending_events(int) RETURNS int LANGUAGE sql AS 'SELECT 0';
+             CREATE SCHEMA open; GRANT CREATE ON SCHEMA open TO PUBLIC;
+             CREATE FUNCTION open.harmless() RETURNS int LANGUAGE sql AS 'SELECT 0'",
+        )
+        .await;
+    let error = refusal(&database, &job, &Setup::default()).await;
+    assert!(
+        error.cause.starts_with("several could be meant: analytics."),
+        "{error:?}"
+    );
+    let in_path = CallJob::new(Call {
+        search_path: vec!["open".to_owned()],
+        ..call("nothing", &["true"])
+    });
+    for job in [CallJob::new(call("open.harmless", &[])), in_path] {
+        let error = refusal(&database, &job, &Setup::default()).await;
+        assert!(
+            error
+                .cause
+                .starts_with("everybody may create functions in the schema open"),
+            "{error:?}"
+        );
+        assert_eq!(
+            error.remedy.as_deref(),
+            Some("REVOKE CREATE ON SCHEMA \"open\" FROM PUBLIC")
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_argument_that_is_not_of_its_type_fails_before_the_function_runs() {
     let database = queue().await;
     let error = run_once(&database, &repeated("analytics.process_pending_events", &["ten"]))
