@@ -128,7 +128,7 @@ async fn held(connection: &mut PgConnection, dead: i64) -> Result<String, Databa
         "SELECT who FROM (
              SELECT format('the session %s (%s), which may read them', pid, backend_type), age(backend_xmin)
              FROM pg_catalog.pg_stat_activity
-             WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker'
+             WHERE backend_xmin IS NOT NULL AND pid <> pg_backend_pid() AND backend_type IS DISTINCT FROM 'autovacuum worker'
                AND (datname = current_database() OR datname IS NULL)
              UNION ALL
              SELECT 'a prepared transaction, which may read them', age(transaction)
@@ -186,8 +186,8 @@ async fn rebuild(
         return Err(error);
     }
     back?;
-    let (bytes, rows): (i64, f64) = sqlx::query_as(
-        "SELECT pg_relation_size(x.oid), x.reltuples::float8
+    let bytes: i64 = sqlx::query_scalar(
+        "SELECT pg_relation_size(x.oid)
          FROM pg_catalog.pg_class x JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
          JOIN pg_catalog.pg_index i ON i.indexrelid = x.oid
          WHERE n.nspname = $1 AND x.relname = $2 AND i.indisvalid AND x.oid <> $3",
@@ -200,7 +200,9 @@ async fn rebuild(
     .ok_or_else(|| DatabaseError::local("the index is not there any more, or not valid"))?;
     let mut transaction = connection.begin().await?;
     context.fence.hold(&mut transaction).await?;
-    if rows > 0.0 && bytes > 0 {
+    if let Some(rows) = index.rows.filter(|rows| *rows > 0.0)
+        && bytes > 0
+    {
         let size = IndexSize {
             schema: index.schema.clone(),
             name: index.name.clone(),
@@ -220,7 +222,7 @@ async fn old_transaction(connection: &mut PgConnection) -> Result<Option<String>
         "SELECT who || ' is open for ' || (extract(epoch FROM clock_timestamp() - began)::int8 / 60) || ' min, and a rebuild waits for it'
          FROM (SELECT format('a transaction of the session %s', pid), xact_start
                FROM pg_catalog.pg_stat_activity
-               WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type <> 'autovacuum worker'
+               WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type IS DISTINCT FROM 'autovacuum worker'
                  AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
                UNION ALL
                SELECT 'a prepared transaction', prepared

@@ -183,12 +183,14 @@ fn entries(row: &Row, table: &Table) -> Option<f64> {
     if !is_recent || row.rows < 0.0 {
         return None;
     }
-    // Of an index that holds every row the higher number is the safe one.
-    Some(if row.partial {
-        row.rows
-    } else {
-        row.rows.max(float(table.live))
-    })
+    match (row.is_btree, row.partial) {
+        // Of an index that holds every row the higher number is the safe one.
+        (true, false) => Some(row.rows.max(float(table.live))),
+        (true, true) => Some(row.rows),
+        // Others may count keys after they are built, and rows after an ANALYZE.
+        (false, false) => Some(float(table.live)),
+        (false, true) => None,
+    }
 }
 
 /// What an index would take if it were fresh. What it took after a rebuild is known best; before the first

@@ -172,6 +172,27 @@ async fn estimates_of_fresh_indexes_are_near_what_the_server_builds() {
 }
 
 #[tokio::test]
+async fn an_index_that_counts_keys_when_it_is_built_and_rows_later_is_not_rebuilt_for_that() {
+    let database = Database::create().await;
+    database
+        .execute(
+            "CREATE TABLE tagged WITH (autovacuum_enabled = off) AS
+             SELECT n, ARRAY(SELECT (n * 31 + i * 7) % 5000 FROM generate_series(1, 20) i) AS tags FROM generate_series(1, 20000) n",
+        )
+        .await;
+    database.execute("VACUUM (ANALYZE) tagged").await;
+    database
+        .execute("CREATE INDEX tagged_tags ON tagged USING gin (tags)")
+        .await;
+    let job = job(&["tagged"]);
+    assert_eq!(run_once(&database, &job).await.unwrap().outcome, Outcome::Succeeded);
+    let known = "SELECT count(*) FROM pgreeve.index_size WHERE index_name = 'tagged_tags'";
+    assert_eq!(database.value::<i64>(known).await, 1);
+    database.execute("VACUUM (ANALYZE) tagged").await;
+    assert!(planned(&database, &job).await.is_empty());
+}
+
+#[tokio::test]
 async fn dead_rows_that_a_snapshot_keeps_are_not_green_and_the_session_is_named() {
     let database = events().await;
     let mut reader = database.connect().await;
@@ -490,7 +511,7 @@ async fn a_table_that_the_role_may_not_maintain_is_refused_by_name_and_told_wher
     database
         .execute(&format!(
             "CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {} TO {role};
-             CREATE TABLE own AS SELECT n FROM generate_series(1, 1000) n; ALTER TABLE own OWNER TO {role}",
+             CREATE TABLE own WITH (autovacuum_enabled = off) AS SELECT n FROM generate_series(1, 1000) n; ALTER TABLE own OWNER TO {role}",
             database.name
         ))
         .await;
