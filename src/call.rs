@@ -191,14 +191,29 @@ impl CallPlan {
         for argument in &self.call.arguments {
             query = query.bind(argument);
         }
-        let row = query.fetch_one(&mut *transaction).await?;
+        let row = query
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(|error| veiled(error.into()))?;
         let number = match self.function.answer {
             Answer::Number => row.try_get::<Option<i64>, _>(0)?,
             // It may tell about people.
             Answer::Unread => None,
         };
-        transaction.commit().await?;
+        // What was deferred to the commit is said in the function's words, too.
+        transaction.commit().await.map_err(|error| veiled(error.into()))?;
         Ok(number)
+    }
+}
+
+/// An error without its words: a function raises what it likes, under any code, and may name people.
+fn veiled(error: DatabaseError) -> DatabaseError {
+    match &error.sqlstate {
+        None => error,
+        Some(code) => DatabaseError {
+            message: format!("the function failed (SQLSTATE {code})"),
+            ..error
+        },
     }
 }
 

@@ -111,6 +111,13 @@ pub(super) async fn find(connection: &mut PgConnection, call: &Call) -> Result<F
         return Err(refuse(&shown, "there is no function of this name", remedy));
     }
     let all: Vec<String> = found.iter().map(signature).collect();
+    if found
+        .windows(2)
+        .any(|two| two.first().map(|one| &one.schema) != two.last().map(|one| &one.schema))
+    {
+        let cause = format!("several could be meant: {}", all.join(", "));
+        return Err(refuse(&shown, cause, "write the function with its schema"));
+    }
     let given = i16::try_from(call.arguments.len()).unwrap_or(i16::MAX);
     let fitting = |candidate: &Candidate| !candidate.variadic && (candidate.least..=candidate.most).contains(&given);
     found.retain(fitting);

@@ -223,6 +223,22 @@ async fn nobody_can_put_a_function_of_theirs_in_the_place_of_another() {
 }
 
 #[tokio::test]
+async fn what_a_function_raises_is_told_by_its_code_only() {
+    let database = queue().await;
+    database
+        .execute(
+            "CREATE FUNCTION public.complains() RETURNS void LANGUAGE plpgsql AS $$
+             BEGIN RAISE EXCEPTION 'customer ann@example.org has no plan' USING ERRCODE = '45000'; END $$",
+        )
+        .await;
+    let error = run_once(&database, &CallJob::new(call("complains", &[])))
+        .await
+        .unwrap_err();
+    assert_eq!(error.cause, "the function failed (SQLSTATE 45000)");
+    assert!(!format!("{error:?}").contains("ann@"), "{error:?}");
+}
+
+#[tokio::test]
 async fn an_argument_that_is_not_of_its_type_fails_before_the_function_runs() {
     let database = queue().await;
     let error = run_once(&database, &repeated("analytics.process_pending_events", &["ten"]))
