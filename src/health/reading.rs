@@ -4,7 +4,7 @@
 use sqlx::{Connection, PgConnection};
 
 use super::Check;
-use crate::postgres::sqlstate::DatabaseError;
+use crate::postgres::sqlstate::{DatabaseError, Nature};
 use crate::upkeep;
 
 /// How many of the worst are named.
@@ -45,7 +45,8 @@ pub(super) async fn read(connection: &mut PgConnection, check: Check) -> Result<
             rolled_back?;
             Ok(gather(rows, is_counted(check)))
         }
-        Err(error) if error.is("42501") || error.is("57014") || error.is("55P03") => Ok(Reading {
+        // What is dropped while it is looked at, or not to be had, keeps no other check from being read.
+        Err(error) if error.nature == Nature::Lasting || error.is("57014") || error.is("55P03") => Ok(Reading {
             value: 0.0,
             worst: Vec::new(),
             hidden: Some(error.to_string()),
@@ -132,9 +133,9 @@ fn of_sessions(check: Check) -> &'static str {
         Check::LockWaits => {
             "SELECT extract(epoch FROM clock_timestamp() - waitstart)::float8,
                     format('session %s waits for %s', pid, array_to_string(pg_blocking_pids(pid), ', '))
-             FROM pg_catalog.pg_locks
-             WHERE NOT granted AND waitstart IS NOT NULL
-               AND (database IS NULL OR database IN (0, (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())))
+             FROM pg_catalog.pg_locks JOIN pg_catalog.pg_stat_activity a USING (pid)
+             WHERE NOT granted AND waitstart IS NOT NULL AND a.datname = current_database()
+               AND coalesce(a.application_name, '') NOT LIKE 'pgreeve:%'
              ORDER BY 1 DESC LIMIT 5"
         }
         _ => {
@@ -215,7 +216,10 @@ fn of_objects(check: Check) -> &'static str {
              FROM pg_catalog.pg_index i
              JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
              WHERE NOT i.indisvalid AND x.relkind = 'i'
-               AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid)
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l
+                               WHERE l.relation IN (i.indexrelid, i.indrelid) AND l.pid <> pg_backend_pid()
+                                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+                                 AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'AccessExclusiveLock'))
              ORDER BY 2"
         }
         Check::SequencesExhausted => {
